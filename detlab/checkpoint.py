@@ -1,0 +1,162 @@
+"""What a run leaves to go on from, and what rebuilds its best model anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from detlab import storage
+from detlab.config import build
+from detlab.errors import UserError
+from detlab.structures import ClassMap
+
+FORMAT = 1
+
+
+@dataclass
+class Position:
+    """Where a run stands: steps and whole epochs done, the step of the last evaluation and its metrics, the best ones."""
+
+    step: int = 0
+    epoch: int = 0
+    evaluated: int = 0
+    best: float | None = None
+    best_step: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+    def improve(self, metrics: dict[str, float], objective: str) -> bool:
+        """Take the metrics of the present step; whether they are the best so far. What is not a number is the worst."""
+        self.evaluated, self.last_metrics = self.step, metrics
+        value = metrics[objective] if math.isfinite(metrics[objective]) else None
+        better = value is not None and (self.best is None or value > self.best)
+        if not better and self.best_metrics:
+            return False
+        self.best, self.best_step, self.best_metrics = value, self.step, metrics
+        return True
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint says of where it comes from: the resolved config, the overrides and the group choices."""
+
+    config: DictConfig
+    overrides: list[str]
+    choices: dict[str, str]
+    class_map: ClassMap
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, which load with `weights_only=True`."""
+        return {
+            "format": FORMAT,
+            "config": OmegaConf.to_yaml(self.config, resolve=True),
+            "overrides": list(self.overrides),
+            "choices": dict(self.choices),
+            "class_map": {"names": list(self.class_map.names), "category_ids": list(self.class_map.category_ids)},
+        }
+
+
+class Checkpoints:
+    """The `checkpoints/` of a run's folder: `last.pt` and `previous.pt` the whole state, `best.pt` the best weights."""
+
+    def __init__(self, run_folder: Path, origin: Origin) -> None:
+        self.folder = run_folder / "checkpoints"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._origin = origin
+
+    def save_last(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, position: Position) -> None:
+        """Write the whole state; the one before becomes `previous.pt`."""
+        last, newest = self.folder / "last.pt", self.folder / "newest.pt"
+        state = {
+            **self._origin.record(),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
+            "position": asdict(position),
+        }
+        # Both old files stay until the new one is whole: a full disk or a kill at any instant leaves one to go on from.
+        storage.save(state, newest)
+        if last.exists():
+            last.replace(self.folder / "previous.pt")
+        newest.replace(last)
+
+    def save_best(self, model: nn.Module, position: Position) -> None:
+        """Write the weights, and what rebuilds the model without network."""
+        metrics = dict(position.best_metrics)
+        storage.save(
+            {**self._origin.record(), "model": model.state_dict(), "step": position.best_step, "metrics": metrics},
+            self.folder / "best.pt",
+        )
+
+    def restore(self, path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> Position:
+        """Bring everything back to where a state was saved.
+
+        Raises:
+            UserError: a file that is damaged, no state, or of other classes or another model.
+        """
+        state = read(path)
+        if "position" not in state:
+            raise UserError(f"{path}: holds weights only; resume needs last.pt or previous.pt.")
+        theirs, ours = state["class_map"]["names"], list(self._origin.class_map.names)
+        if theirs != ours:
+            raise UserError(f"{path}: trained on the classes {theirs}, but the data set has {ours}.")
+        load_strict(model, state["model"], path)
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise UserError(f"{path}: its optimizer's state does not fit this one ({error}).") from None
+        schedule.load_state_dict({**schedule.state_dict(), **state["schedule"]})
+        return Position(**state["position"])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, verified.
+
+    Raises:
+        UserError: unreadable, damaged, or no detlab checkpoint of this format.
+    """
+    state = storage.load(path)
+    if not isinstance(state, dict) or "format" not in state:
+        raise UserError(f"{path}: not a detlab checkpoint.")
+    if state["format"] != FORMAT:
+        raise UserError(f"{path}: a checkpoint of format {state['format']}; this detlab reads format {FORMAT}.")
+    return state
+
+
+def load_strict(model: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    """Load weights that must fit wholly.
+
+    Raises:
+        UserError: they are another model's.
+    """
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{path}: holds another model than the one configured: {first}") from None
+
+
+def load_model(path: Path) -> tuple[nn.Module, ClassMap]:
+    """Rebuild a checkpoint's model from what the file says, without network, in evaluation mode, on the CPU.
+
+    The saved config is a stranger's: only detlab's and torchvision's own classes are built from it, and those of packages
+    named in the environment variable DETLAB_ALLOW.
+
+    Raises:
+        UserError: the file is no readable checkpoint, or names a class that is not allowed.
+    """
+    state = read(path)
+    config = OmegaConf.create(state["config"])
+    class_map = ClassMap(tuple(state["class_map"]["names"]), tuple(state["class_map"]["category_ids"]))
+    # The weights are in this file: the one that training began with is not needed, and may be gone.
+    model = build(config.model, group="model", num_classes=len(class_map) + 1, weights="none")
+    load_strict(model, state["model"], path)
+    return model.eval(), class_map

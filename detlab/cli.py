@@ -1,0 +1,62 @@
+"""`detlab COMMAND`: finds the command and calls it; imports nothing that is not asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from detlab import __version__
+from detlab.errors import UserError
+
+# What each command does, and the module of detlab.commands that has its `main(argv) -> int`.
+COMMANDS = {
+    "train": "train, score and record a run, or a sweep of runs with -m (python -m detlab.run is the same)",
+    "score": "score a COCO results file: detlab score GT.json RESULTS.json [--iou-type bbox|segm|keypoints] [--json]",
+}
+
+
+def usage() -> str:
+    """The text of `detlab --help`."""
+    lines = [f"  {name:<8} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"detlab {__version__}: train, compare and use object detectors on your own data.",
+            "",
+            "usage: detlab COMMAND ...",
+            "",
+            *lines,
+            "",
+            "detlab train --help shows the groups, the keys and examples.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script. Returns the exit status: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"detlab: no command {command!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    if command == "train":
+        from detlab import run
+
+        sys.argv[1:] = rest
+        return run.main()
+    try:
+        return importlib.import_module(f"detlab.commands.{command}").main(rest)
+    except UserError as error:
+        print(f"detlab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `detlab`, one file each, imported only when called."""

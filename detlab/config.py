@@ -1,0 +1,528 @@
+"""What may a configuration say, where does it lie, and what does it build?"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import inspect
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import _locate
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from detlab.errors import UserError
+
+
+def _shipped(folder: str) -> Path:
+    """A folder of configuration as shipped: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / folder if (here / folder).is_dir() else here.parent / folder
+
+
+CONF = _shipped("conf")
+EXPERIMENTS = _shipped("experiments")
+
+# The modules whose classes and functions a `_target_` may name, by group; each permits itself and what lies below it.
+PREFIXES: dict[str, tuple[str, ...]] = {
+    "model": ("detlab.models", "torchvision.models", "torchvision.ops", "torch.nn"),
+    "dataset": ("detlab.data", "torchvision.datasets"),
+    "augmentation": ("detlab.data", "torchvision.transforms.v2"),
+    "optimizer": ("torch.optim",),
+    "schedule": ("detlab.schedules", "torch.optim.lr_scheduler"),
+    "evaluator": ("detlab.evaluation",),
+}
+# Never, even where a user allows them: they run commands, load code, unpickle, or write what they download.
+NEVER = (
+    "_io", "_pickle", "asyncio", "builtins", "code", "codeop", "ctypes", "functools", "importlib", "io", "marshal",
+    "multiprocessing", "nt", "ntpath", "operator", "os", "pathlib", "pickle", "pkgutil", "posix", "posixpath", "pty",
+    "runpy", "shelve", "shutil", "site", "socket", "subprocess", "sys", "tempfile", "types", "urllib", "webbrowser",
+    "hydra", "torch._C", "torch.hub", "torch.jit", "torch.package", "torch.serialization", "torch.storage",
+    "torch.utils.cpp_extension", "torchvision.datasets.utils", "torchvision.models._api",
+)  # fmt: skip
+# What the runner passes to each group's target beside the arguments in its YAML.
+PASSED_BY_RUNNER: dict[str, tuple[str, ...]] = {
+    "model": ("num_classes",),
+    "dataset": ("part",),
+    "optimizer": ("params",),
+    "schedule": ("optimizer", "total_steps", "steps_per_epoch"),
+    "evaluator": ("ground_truth", "class_map", "iou_types"),
+    "augmentation": (),
+}
+# Of these, what a target need not take: torch's own schedules know no length of a run.
+PASSED_WHERE_TAKEN = ("total_steps", "steps_per_epoch")
+# Keys of a node that are no arguments of what it builds: the top level takes them up by interpolation.
+SUGGESTIONS: dict[str, tuple[str, ...]] = {"dataset": ("image_size",), "model": ("objective",)}
+TARGET_KEYS = ("_target_", "_args_", "_partial_", "_convert_")
+
+BOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+METRICS: dict[str, tuple[str, ...]] = {
+    "bbox": BOX_METRICS,
+    "segm": BOX_METRICS,
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
+}
+
+
+@dataclass
+class RunConfig:
+    """The top-level keys of conf/config.yaml and their types; the defaults stand there, once."""
+
+    model: Any = MISSING
+    dataset: Any = MISSING
+    augmentation: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    evaluator: Any = MISSING
+    name: str = MISSING
+    seed: int = MISSING
+    epochs: int = MISSING
+    max_steps: int | None = MISSING
+    max_minutes: float | None = MISSING
+    batch_size: int = MISSING
+    accumulate: int = MISSING
+    shuffle: bool = MISSING
+    image_size: Any = MISSING  # min and max; Any, since it may be an interpolation of the data set's
+    workers: int = MISSING
+    device: str = MISSING
+    # OmegaConf knows no Literal, and its enums would not compare equal to their names.
+    precision: str = field(default=MISSING, metadata={"choices": ("fp32", "bf16")})
+    clip_grad_norm: float | None = MISSING
+    log_every: int = MISSING
+    eval_every: int = MISSING
+    objective: str = MISSING
+    resume: str | None = MISSING
+    allow: list[str] = MISSING
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    f.name: f.metadata["choices"] for f in dataclasses.fields(RunConfig) if "choices" in f.metadata
+}
+
+
+class DetlabSearchPath(SearchPathPlugin):
+    """The working folder's ./conf and ./experiments, where they exist, before the shipped folders."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put our folders around Hydra's `main`, the shipped conf."""
+        main = SearchPathQuery(provider="main")
+        for folder, shipped in (("conf", CONF), ("experiments", EXPERIMENTS)):
+            own = Path.cwd() / folder
+            if own.is_dir() and own.resolve() != shipped.resolve():
+                search_path.prepend(provider=f"./{folder}", path=f"file://{own}", anchor=main)
+        if EXPERIMENTS.is_dir():
+            search_path.append(provider="experiments", path=f"file://{EXPERIMENTS}")
+
+
+@functools.cache
+def run_folder(kind: str) -> str:
+    """The process's default folder for its `run` or its `sweep`: the first free name of this second.
+
+    One answer for the whole process, so that preflight, Hydra and every job of a sweep agree.
+    """
+    now = datetime.now()
+    first = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}" + ("-sweep" if kind == "sweep" else ""))
+    folder, number = first, 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return str(folder)
+
+
+def claim_run_folder(kind: str) -> Path:
+    """Create this process's default folder, for this process alone.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    while True:
+        folder = Path(run_folder(kind))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:  # taken since, by a run that started in the same second, or by an earlier run of ours
+            run_folder.cache_clear()
+        else:
+            return folder
+
+
+def safe_name(text: str) -> str:
+    """A folder name of at most 80 characters out of overrides: `lr=0.1,size=[1,2]` becomes `lr=0.1_size=1_2`."""
+    name = re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII).strip("_")
+    name = name.replace("=_", "=")
+    if len(name) > 80:
+        name = f"{name[:71]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name or "defaults"
+
+
+def register() -> None:
+    """Make Hydra know the schema, the search path and the resolvers. Calling it again changes nothing."""
+    ConfigStore.instance().store(name="schema", node=RunConfig, provider="detlab")
+    Plugins.instance().register(DetlabSearchPath)
+    setup_globals()
+    # Cached in the config: a job that a launcher sends to another process keeps its sweep's folder.
+    OmegaConf.register_new_resolver("detlab.run_folder", run_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("detlab.safe_name", safe_name, replace=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _likeness(first: str, second: str) -> float:
+    return difflib.SequenceMatcher(None, first, second).ratio()
+
+
+def did_you_mean(word: str, candidates: Sequence[str]) -> str:
+    """` Did you mean X?` with the candidate most like `word`, or nothing where none is like it.
+
+    Of dotted keys the last part must be alike; the rest then decides: `lr` is `optimizer.lr`, and so is `optimzer.lr`.
+    """
+    parent, _, leaf = word.rpartition(".")
+    scores: dict[str, float] = {}
+    for candidate in candidates:
+        its_parent, _, its_leaf = candidate.rpartition(".")
+        alike = _likeness(leaf, its_leaf)
+        if alike < 0.6:
+            continue
+        if parent and its_parent:
+            scores[candidate] = alike + _likeness(parent, its_parent)
+        else:
+            scores[candidate] = alike + (1.0 if parent == its_parent else 0.5)
+    return f" Did you mean {max(scores, key=lambda name: scores[name])}?" if scores else ""
+
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _at_least(low: float) -> Rule:
+    return f"{low} or more", lambda v: _is_number(v) and v >= low
+
+
+def _above(low: float) -> Rule:
+    return f"a finite number above {low}", lambda v: _is_number(v) and v > low
+
+
+def _fraction(*, below_one: bool = False) -> Rule:
+    if below_one:
+        return "0 or more, and below 1", lambda v: _is_number(v) and 0 <= v < 1
+    return "0 to 1", lambda v: _is_number(v) and 0 <= v <= 1
+
+
+def _one_of(choices: Sequence[str]) -> Rule:
+    return ", ".join(choices), lambda v: v in choices
+
+
+def _is_objective(value: Any) -> bool:
+    iou_type, _, metric = str(value).partition("/")
+    return iou_type in METRICS and metric in METRICS[iou_type]
+
+
+# What a value may be, where its key is present and not null.
+RULES: dict[str, Rule] = {
+    "seed": _at_least(0),
+    "epochs": _at_least(1),
+    "max_steps": _at_least(1),
+    "max_minutes": _above(0),
+    "batch_size": _at_least(1),
+    "accumulate": _at_least(1),
+    "workers": _at_least(0),
+    "log_every": _at_least(1),
+    "eval_every": _at_least(1),
+    "clip_grad_norm": _above(0),
+    "image_size.min": _at_least(1),
+    "image_size.max": _at_least(1),
+    "precision": _one_of(CHOICES["precision"]),
+    "device": ("auto, cpu, cuda, cuda:N, mps", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(v)) is not None),
+    "objective": ("<bbox|segm|keypoints>/<metric>, such as bbox/AP or segm/AP50", _is_objective),
+    "optimizer.lr": _above(0),
+    "optimizer.weight_decay": _at_least(0),
+    "optimizer.momentum": _fraction(below_one=True),
+    "schedule.warmup_steps": _at_least(0),
+    "schedule.warmup_factor": _fraction(),
+    "schedule.final_factor": _fraction(),
+    "schedule.gamma": _above(0),
+    "schedule.step_epochs": _at_least(1),
+}
+
+
+def rule_fault(key: str, value: Any) -> str | None:
+    """What is wrong with the range of one value, in a line; None where nothing is, or where no rule knows the key."""
+    if key not in RULES or value is None:
+        return None
+    allowed, holds = RULES[key]
+    return None if holds(value) else f"{key}: {value!r} is not allowed; allowed: {allowed}."
+
+
+def value_faults(cfg: DictConfig) -> list[str]:
+    """What is wrong with ranges and between fields, a line each; needs no torch, and passes over missing values."""
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    for key in RULES:
+        try:
+            values[key] = OmegaConf.select(cfg, key)
+        except InterpolationToMissingValueError:
+            values[key] = None  # the missing value is a fault of its own
+        except OmegaConfBaseException as error:
+            faults.append(f"{key}: {first_line(error)}")
+            values[key] = None
+    alone = [fault for key, value in values.items() if (fault := rule_fault(key, value))]
+    faults += alone
+    if not any(fault.startswith(("batch_size:", "accumulate:", "image_size.")) for fault in faults):
+        faults += _cross_faults(values)
+    return faults
+
+
+def _cross_faults(values: dict[str, Any]) -> list[str]:
+    """Rules between fields that are each in range."""
+    faults = []
+    batch_size, accumulate = values["batch_size"], values["accumulate"]
+    if batch_size is not None and accumulate is not None and batch_size % accumulate:
+        faults.append(f"accumulate: {accumulate} does not divide batch_size={batch_size}.")
+    low, high = values["image_size.min"], values["image_size.max"]
+    if low is not None and high is not None and low > high:
+        faults.append(f"image_size.min: {low} is above image_size.max={high}.")
+    return faults
+
+
+def missing_faults(cfg: DictConfig) -> list[str]:
+    """The mandatory values (`???`) that nobody gave, a line each."""
+    # Not by OmegaConf.missing_keys, which follows interpolations into Hydra's own values, missing until a job starts.
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return [
+        f"{key}: missing; give {key}=..."
+        for name, node in plain.items()
+        if name != "hydra"
+        for key in _missing(node, str(name))
+    ]
+
+
+def _below(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _user_prefixes(allow: Sequence[str]) -> tuple[str, ...]:
+    """The user's own modules, from `allow=[...]` and from DETLAB_ALLOW (comma separated)."""
+    env = os.environ["DETLAB_ALLOW"].split(",") if "DETLAB_ALLOW" in os.environ else []
+    return tuple(name.strip().rstrip(".") for name in (*allow, *env) if name.strip())
+
+
+def find_target(name: Any, *, group: str, allow: Sequence[str] = (), where: str = "_target_") -> Callable[..., Any]:
+    """The class or function that a `_target_` names, where the group's allow-list permits it.
+
+    The name is judged before anything is imported, and what it led to afterwards: `detlab.models.x.os.system` has an
+    allowed beginning. Hydra's own block-list lets torch.load and builtins.getattr through.
+
+    Args:
+        name: a dotted path.
+        group: whose prefixes hold; see `PREFIXES`.
+        allow: the user's own modules; DETLAB_ALLOW adds to them.
+        where: the key, as an error will name it.
+
+    Raises:
+        UserError: not permitted, not found, or neither a class nor a function.
+    """
+    modules = (*PREFIXES[group], *_user_prefixes(allow))
+    permitted = f"permitted for {group}: {', '.join(modules)}"
+    if not isinstance(name, str) or not _below(name, modules) or _below(name, NEVER) or ".__" in name:
+        advice = "" if _below(str(name), NEVER) else f"; permit your own with allow=[{str(name).partition('.')[0]}]"
+        raise UserError(f"{where}: {name!r} is not permitted ({permitted}){advice}.")
+    try:
+        found = _locate(name)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UserError(f"{where}: {name!r} cannot be found ({type(cause).__name__}: {first_line(cause)}).") from error
+    if not (inspect.isclass(found) or inspect.isroutine(found)) or not isinstance(found.__module__, str):
+        raise UserError(f"{where}: {name!r} is neither a class nor a function.")
+    real = f"{found.__module__}.{found.__qualname__}"
+    if not _below(real, modules) or _below(real, NEVER):
+        raise UserError(f"{where}: {name!r} is {real}, which is not permitted ({permitted}).")
+    return found
+
+
+def _parameters(target: Callable[..., Any]) -> tuple[set[str], set[str], bool]:
+    """Names that a callable takes, those that it requires, and whether it takes any other name too."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # some classes in C tell no signature
+        return set(), set(), True
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = {p.name for p in named if p.default is p.empty}
+    return {p.name for p in named}, required, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _argument_faults(node: dict[str, Any], target: Callable[..., Any], where: str, passed: Sequence[str]) -> list[str]:
+    """Arguments of one target node that are unknown or lacking, a line each."""
+    takes, required, takes_any = _parameters(target)
+    given = [key for key in node if key not in TARGET_KEYS]
+    faults = []
+    if not takes_any:
+        faults += [
+            f"{where}.{key}: {node['_target_']} takes no such argument.{did_you_mean(key, sorted(takes))}"
+            for key in given
+            if key not in takes
+        ]
+        faults += [
+            f"{where}: {node['_target_']} takes no argument {key!r}, which each run passes to its {where}."
+            for key in passed
+            if key not in takes and key not in PASSED_WHERE_TAKEN
+        ]
+    faults += [f"{where}.{key}: each run passes it; leave it out." for key in given if key in passed]
+    if "_args_" not in node and "_partial_" not in node:
+        lacking = sorted(required - set(given) - set(passed))
+        faults += [f"{where}.{key}: {node['_target_']} requires it; give +{where}.{key}=..." for key in lacking]
+    return faults
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        yield from ((str(key), child) for key, child in node.items())
+    elif isinstance(node, list):
+        yield from ((str(index), child) for index, child in enumerate(node))
+
+
+def _missing(node: Any, where: str) -> Iterator[str]:
+    if isinstance(node, str) and node == "???":
+        yield where
+    for key, child in _children(node):
+        yield from _missing(child, f"{where}.{key}")
+
+
+def _target_faults(node: Any, group: str, allow: Sequence[str], where: str, passed: Sequence[str] = ()) -> list[str]:
+    """What is wrong with the targets of a node and of all nodes below it, a line each."""
+    faults: list[str] = []
+    if isinstance(node, dict) and "_target_" in node and node["_target_"] != "???":
+        try:
+            target = find_target(node["_target_"], group=group, allow=allow, where=f"{where}._target_")
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            faults += _argument_faults(node, target, where, passed)
+        if "_recursive_" in node:
+            faults.append(f"{where}._recursive_: not supported; what stands in a node is always built.")
+    for key, child in _children(node):
+        faults += _target_faults(child, group, allow, f"{where}.{key}")
+    return faults
+
+
+def _plain(node: Any, group: str) -> Any:
+    """A node with its interpolations resolved, as dicts and lists, without the suggestions to the top level.
+
+    Raises:
+        UserError: an interpolation that leads nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except OmegaConfBaseException as error:
+        raise UserError(f"{group}: {first_line(error)}") from error
+    if isinstance(plain, dict) and group in SUGGESTIONS:
+        return {key: value for key, value in plain.items() if key not in SUGGESTIONS[group]}
+    return plain
+
+
+def _group_faults(cfg: DictConfig, group: str) -> list[str]:
+    if OmegaConf.is_missing(cfg, group):
+        return []
+    try:
+        node = _plain(cfg[group], group)
+    except UserError as error:
+        return [str(error)]
+    if not isinstance(node, dict) or "_target_" not in node:
+        return [f"{group}: no _target_; name what it builds."]
+    return _target_faults(node, group, list(cfg.allow), group, PASSED_BY_RUNNER[group])
+
+
+def _device_faults(device: str) -> list[str]:
+    """A well-formed device that this machine has not."""
+    import torch
+
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.cuda.is_available():
+        available.append("cuda")
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if device == "auto" or device in available:
+        return []
+    return [f"device: {device!r} is not available here; available: auto, {', '.join(available)}."]
+
+
+def check(cfg: DictConfig) -> None:
+    """Hold a composed configuration against every rule: missing values, ranges, devices, targets and their arguments.
+
+    Raises:
+        UserError: a line for each fault, all at once.
+    """
+    faults = missing_faults(cfg) + value_faults(cfg)
+    if rule_fault("device", cfg.device) is None:
+        faults += _device_faults(cfg.device)
+    for group in PREFIXES:
+        faults += _group_faults(cfg, group)
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+
+
+def _construct(node: Any, group: str, allow: Sequence[str], where: str, passed: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_construct(child, group, allow, f"{where}.{i}", {}) for i, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    built = {
+        key: _construct(child, group, allow, f"{where}.{key}", {})
+        for key, child in node.items()
+        if key not in TARGET_KEYS or key == "_args_"
+    }
+    if "_target_" not in node:
+        return built
+    target = find_target(node["_target_"], group=group, allow=allow, where=f"{where}._target_")
+    positional = built.pop("_args_") if "_args_" in built else []
+    takes, _, takes_any = _parameters(target)
+    passed = {k: v for k, v in passed.items() if k not in PASSED_WHERE_TAKEN or takes_any or k in takes}
+    if node.get("_partial_"):
+        return functools.partial(target, *positional, **built, **passed)
+    return target(*positional, **{**built, **passed})
+
+
+def build(node: Any, *, group: str, allow: Sequence[str] = (), **arguments: Any) -> Any:
+    """Build what a group's node describes: the one place that turns a `_target_` into an object.
+
+    Nested nodes are built first. Containers arrive as dicts and lists (Hydra's `_convert_="all"`); `_args_` and
+    `_partial_` mean what they mean in Hydra. Not by `hydra.utils.instantiate`: that resolves names and interpolations
+    once more, after any check of ours, and copies what the runner passes (the model's parameters) into config nodes.
+
+    Args:
+        node: the group's node, or one below it.
+        group: whose allow-list holds; see `PREFIXES`.
+        allow: the user's own modules, `cfg.allow`; DETLAB_ALLOW adds to them.
+        arguments: what the runner passes beside the YAML; they win.
+
+    Raises:
+        UserError: a target that is not permitted or not found, a missing value. What a constructor raises passes
+            through as it is.
+    """
+    plain = _plain(node, group)
+    missing = list(_missing(plain, group))
+    if missing:
+        raise UserError("\n".join(f"{key}: missing; give {key}=..." for key in missing))
+    return _construct(plain, group, allow, group, arguments)

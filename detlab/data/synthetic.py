@@ -1,0 +1,158 @@
+"""What the embedded data set holds: pedestrians drawn from a seed, with nothing on disk."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from detlab.data.drawing import Dice
+from detlab.data.scenes import LEVELS, Scene, compose
+from detlab.errors import UserError
+from detlab.masks import encode
+from detlab.structures import PERSON_KEYPOINTS, ClassMap, IouType, Sample
+
+PARTS = ("train", "val")
+# COCO's limbs between keypoints, as pairs of numbers from 1 (person_keypoints_val2017.json, categories[0]).
+PERSON_SKELETON: tuple[tuple[int, int], ...] = (
+    (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11), (2, 3),
+    (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7),
+)  # fmt: skip
+
+
+def _boxes_around(masks: np.ndarray) -> Tensor:
+    """The xyxy boxes that enclose masks `[N, H, W]`, each with a pixel at least: float32 `[N, 4]`."""
+    boxes = torch.zeros((len(masks), 4), dtype=torch.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        box[:] = torch.tensor([float(edge) for edge in edges])
+    return boxes
+
+
+class Synthetic:
+    """People in simple scenes, at one of two frozen levels of difficulty; a `DetectionDataset`.
+
+    Sample i of a level depends on (seed, part, i) alone, and is the same on every machine, whatever the sizes of the parts. What is
+    drawn is kept in memory (0.2 to 0.5 MB an image), so that only the first epoch pays for it.
+
+    Args:
+        part: `train` or `val`.
+        difficulty: `easy` (144 x 192 pixels, up to 3 people) or `hard` (192 x 256, up to 6, crowded, busy).
+        seed: makes the data; any integer.
+        train_size: images in `train`.
+        val_size: images in `val`.
+
+    Raises:
+        UserError: a part or difficulty that does not exist, a size below 1.
+    """
+
+    class_map = ClassMap(("person",))
+    iou_types: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
+
+    def __init__(self, *, part: str, difficulty: str, seed: int, train_size: int, val_size: int) -> None:
+        if part not in PARTS:
+            raise UserError(f"dataset.part={part}: no such part; choose one of {', '.join(PARTS)}.")
+        if difficulty not in LEVELS:
+            raise UserError(f"dataset.difficulty={difficulty}: no such level; choose one of {', '.join(LEVELS)}.")
+        for key, size in (("train_size", train_size), ("val_size", val_size)):
+            if size < 1:
+                raise UserError(f"dataset.{key}={size}: must be 1 or more.")
+        self.part, self.difficulty, self.seed = part, difficulty, seed
+        self.image_names = [f"{part}-{i:04d}" for i in range(train_size if part == "train" else val_size)]
+        self._level = LEVELS[difficulty]
+        self._samples: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self.image_names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The image and target of one picture, free to be changed.
+
+        Returns:
+            `tv_tensors.Image` uint8 `[3, H, W]` and a `Target` with `masks` (the visible pixels of each person) and
+            `keypoints` (COCO's 17; hidden behind something or by the body itself: 1; outside the image: all 0).
+
+        Raises:
+            IndexError: no such image.
+        """
+        return deepcopy(self._kept(index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the pictures: a worker draws its own."""
+        return {**self.__dict__, "_samples": {}}
+
+    def scene(self, index: int) -> Scene:
+        """Draw picture `index` anew, with what the target leaves out: whole heights and hidden shares."""
+        name = f"detlab.synthetic 1, {self.difficulty}, seed {self.seed}, {self.part} {range(len(self))[index]}"
+        return compose(Dice(name), self._level)
+
+    def get_height_and_width(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index` in pixels: those of the level."""
+        return self._level.size
+
+    def ground_truth(self) -> dict[str, Any]:
+        """COCO dict with masks as compressed RLE, keypoints as triples; boxes and areas are whole pixels, in float64."""
+        people = {"id": 1, "name": "person", "keypoints": list(PERSON_KEYPOINTS)}
+        height, width = self._level.size
+        annotations: list[dict[str, Any]] = []
+        for index in range(len(self)):
+            for annotation in self._annotations(index):
+                annotations.append({"id": len(annotations) + 1, **annotation})
+        return {
+            "info": {"description": f"detlab synthetic, {self.difficulty}, seed {self.seed}, {self.part}"},
+            "images": [
+                {"id": i + 1, "file_name": name, "height": height, "width": width}
+                for i, name in enumerate(self.image_names)
+            ],
+            "categories": [{**people, "skeleton": [list(limb) for limb in PERSON_SKELETON]}],
+            "annotations": annotations,
+        }
+
+    def _annotations(self, index: int) -> list[dict[str, Any]]:
+        """COCO annotations of one image, less their ids."""
+        _, target = self._kept(index)
+        assert "masks" in target
+        assert "keypoints" in target
+        rles = encode(target["masks"].numpy())
+        return [
+            {
+                "image_id": target["image_id"],
+                "category_id": 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": area,
+                "iscrowd": 0,
+                "segmentation": rle,
+                "keypoints": points.flatten().tolist(),
+                "num_keypoints": int((points[:, 2] > 0).sum()),
+            }
+            for (x0, y0, x1, y1), area, rle, points in zip(
+                target["boxes"].tolist(), target["area"].tolist(), rles, target["keypoints"], strict=True
+            )
+        ]
+
+    def _kept(self, index: int) -> Sample:
+        """The one copy of a sample that stays in memory; drawn when first asked for."""
+        index = range(len(self))[index]
+        if index not in self._samples:
+            self._samples[index] = self._sample(index)
+        return self._samples[index]
+
+    def _sample(self, index: int) -> Sample:
+        scene = self.scene(index)
+        count = len(scene.masks)
+        image = tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous())
+        boxes = _boxes_around(scene.masks)
+        return image, {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self._level.size),  # pyright: ignore
+            "labels": torch.ones(count, dtype=torch.int64),
+            "image_id": index + 1,
+            "area": torch.from_numpy(scene.masks.sum(axis=(1, 2)).astype(np.float32)),
+            "iscrowd": torch.zeros(count, dtype=torch.uint8),
+            "masks": tv_tensors.Mask(torch.from_numpy(scene.masks.astype(np.uint8))),
+            "keypoints": torch.from_numpy(scene.keypoints.astype(np.float32)),
+        }

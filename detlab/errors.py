@@ -1,0 +1,8 @@
+"""The user's mistake, apart from what needs torch."""
+
+
+class UserError(Exception):
+    """A mistake of the user's, in one or two lines: the key or file, the value, what is allowed, what to do.
+
+    The one exception type for it. The outermost level alone turns it into exit status 2.
+    """

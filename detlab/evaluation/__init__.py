@@ -1,0 +1,1 @@
+"""Scoring: detections in, COCO numbers out."""

@@ -1,0 +1,40 @@
+"""Masks as pixels and as COCO's run lengths."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from detlab.structures import RLE
+
+
+def encode(masks: np.ndarray) -> list[RLE]:
+    """Masks as run lengths.
+
+    Args:
+        masks: `[N, H, W]`, bool or 0 and 1.
+
+    Returns:
+        N times `{"size": [H, W], "counts": str}`, ready for JSON.
+    """
+    # pycocotools takes [H, W, N] in column-major order. The cast: its type stubs expect one mask.
+    columns = np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))
+    encoded = cast("list[dict[str, Any]]", coco_mask.encode(columns))
+    return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]
+
+
+def decode(rles: Sequence[RLE], height: int, width: int) -> Tensor:
+    """Run lengths as masks, uint8 `[N, height, width]`."""
+    if not rles:
+        return torch.zeros((0, height, width), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 has not caught up with numpy 2's copy keyword.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        pixels = coco_mask.decode(list(rles))  # type: ignore[arg-type]
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

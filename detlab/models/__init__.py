@@ -1,0 +1,1 @@
+"""Detectors, their backbones, and the weights they start from."""

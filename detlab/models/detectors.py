@@ -1,0 +1,195 @@
+"""Detectors put together from visible parts: backbone, anchors, RoI pools and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+from detlab.errors import UserError
+from detlab.models.backbones import feature_maps
+from detlab.models.weights import load_weights
+from detlab.structures import IouType
+
+
+def check_parts(
+    backbone: nn.Module, anchor_generator: AnchorGenerator, roi_pools: dict[str, MultiScaleRoIAlign | None]
+) -> None:
+    """Refuse parts that do not fit each other, before torchvision fails in the middle of a step.
+
+    Raises:
+        UserError: the backbone does not say its `out_channels`, as many anchor sizes as there are not maps, levels with
+            different numbers of anchors a cell (they share one head), or a pool of maps that are not there.
+    """
+    maps = feature_maps(backbone)
+    channels = {shape[0] for shape in maps.values()}
+    if channels != {getattr(backbone, "out_channels", None)}:
+        raise UserError(
+            f"model.backbone: its maps have {sorted(channels)} channels, but its out_channels is "
+            f"{getattr(backbone, 'out_channels', 'not set')}; all maps need the same number."
+        )
+    sizes, ratios = anchor_generator.sizes, anchor_generator.aspect_ratios
+    if not len(sizes) == len(ratios) == len(maps):
+        raise UserError(
+            f"model.anchor_generator: {len(sizes)} tuples of sizes and {len(ratios)} of aspect_ratios for the "
+            f"{len(maps)} maps ({', '.join(maps)}) of the backbone; give one of each a map."
+        )
+    per_cell = anchor_generator.num_anchors_per_location()
+    if len(set(per_cell)) != 1:
+        raise UserError(
+            f"model.anchor_generator: {per_cell} anchors a cell on the {len(maps)} maps, but the RPN head, shared by all "
+            "maps, needs the same number on each."
+        )
+    for key, pool in roi_pools.items():
+        unknown = [name for name in pool.featmap_names if name not in maps] if pool is not None else []
+        if unknown:
+            raise UserError(f"model.{key}.featmap_names: no map {unknown[0]!r}; the backbone has {', '.join(maps)}.")
+
+
+def _outputs_in_float32(*modules: nn.Module | None) -> None:
+    """Make modules return float32 under autocast, since the boxes, anchors and losses made of it need more than 8 bits.
+
+    torchvision makes its anchors in the maps' type: in bfloat16 they would be off by pixels.
+    """
+
+    def float32(output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return output.float()
+        if isinstance(output, dict):
+            return type(output)((key, float32(value)) for key, value in output.items())
+        return type(output)(float32(value) for value in output)
+
+    for module in modules:
+        if module is not None:
+            module.register_forward_hook(lambda _module, _inputs, output: float32(output))
+
+
+def _start_small(heads: Any) -> None:
+    """Initial values of the predictors as in Detectron2: small, so that a new head begins with an even guess.
+
+    torchvision's own start gives a mask loss of about 8 on untrained features, where an even guess has 0.69.
+    """
+    nn.init.normal_(heads.box_predictor.cls_score.weight, std=0.01)
+    nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.001)
+    nn.init.zeros_(heads.box_predictor.cls_score.bias)
+    nn.init.zeros_(heads.box_predictor.bbox_pred.bias)
+    if heads.has_mask():
+        nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
+
+
+def rcnn(
+    *,
+    num_classes: int,
+    backbone: nn.Module,
+    anchor_generator: AnchorGenerator,
+    box_roi_pool: MultiScaleRoIAlign,
+    mask_roi_pool: MultiScaleRoIAlign | None,
+    mask_hidden_channels: int,
+    weights: str,
+    norm: str,
+    trainable_backbone_layers: int,
+    min_size: int,
+    max_size: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    rpn_pre_nms_top_n_train: int,
+    rpn_pre_nms_top_n_test: int,
+    rpn_post_nms_top_n_train: int,
+    rpn_post_nms_top_n_test: int,
+    rpn_nms_thresh: float,
+    rpn_fg_iou_thresh: float,
+    rpn_bg_iou_thresh: float,
+    rpn_batch_size_per_image: int,
+    rpn_positive_fraction: float,
+    rpn_score_thresh: float,
+    box_score_thresh: float,
+    box_nms_thresh: float,
+    box_detections_per_img: int,
+    box_fg_iou_thresh: float,
+    box_bg_iou_thresh: float,
+    box_batch_size_per_image: int,
+    box_positive_fraction: float,
+) -> FasterRCNN:
+    """Faster R-CNN (Ren et al., 2015), and with a `mask_roi_pool` Mask R-CNN (He et al., 2017), of torchvision's modules.
+
+    The arguments are torchvision's, and so are the modules' names: state dicts of `FasterRCNN` and `MaskRCNN` load.
+
+    Args:
+        num_classes: with the background, K + 1; from the class map, never from a user.
+        backbone: `[B, 3, H, W]` to one map or a dict of maps, with `out_channels`.
+        anchor_generator: sizes in pixels of the resized image and aspect ratios (height / width), one tuple a map.
+        box_roi_pool: for the box head.
+        mask_roi_pool: for the mask head; None for a detector without masks.
+        mask_hidden_channels: of the mask predictor (256 in the tutorial).
+        weights: `none`, or a file with a detlab checkpoint or a state dict.
+        norm: that of the backbone, which interpolates it.
+        trainable_backbone_layers: that of the backbone, which interpolates it.
+        min_size: the shorter side that images are resized to, in pixels.
+        max_size: what the longer side may not exceed, in pixels.
+        image_mean: of red, green, blue in 0..1.
+        image_std: of red, green, blue in 0..1.
+
+    Returns:
+        torchvision's detector, with `iou_types`.
+
+    Raises:
+        UserError: parts that do not fit each other, weights that do not fit.
+    """
+    check_parts(backbone, anchor_generator, {"box_roi_pool": box_roi_pool, "mask_roi_pool": mask_roi_pool})
+    model = FasterRCNN(
+        backbone,
+        num_classes,
+        min_size=min_size,
+        max_size=max_size,
+        image_mean=list(image_mean),
+        image_std=list(image_std),
+        rpn_anchor_generator=anchor_generator,
+        rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
+        rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
+        rpn_post_nms_top_n_train=rpn_post_nms_top_n_train,
+        rpn_post_nms_top_n_test=rpn_post_nms_top_n_test,
+        rpn_nms_thresh=rpn_nms_thresh,
+        rpn_fg_iou_thresh=rpn_fg_iou_thresh,
+        rpn_bg_iou_thresh=rpn_bg_iou_thresh,
+        rpn_batch_size_per_image=rpn_batch_size_per_image,
+        rpn_positive_fraction=rpn_positive_fraction,
+        rpn_score_thresh=rpn_score_thresh,
+        box_roi_pool=box_roi_pool,
+        box_score_thresh=box_score_thresh,
+        box_nms_thresh=box_nms_thresh,
+        box_detections_per_img=box_detections_per_img,
+        box_fg_iou_thresh=box_fg_iou_thresh,
+        box_bg_iou_thresh=box_bg_iou_thresh,
+        box_batch_size_per_image=box_batch_size_per_image,
+        box_positive_fraction=box_positive_fraction,
+    )
+    # Any: a module's attributes are Tensor or Module to the type checker.
+    heads: Any = model.roi_heads
+    rpn: Any = model.rpn
+    iou_types: tuple[IouType, ...] = ("bbox",)
+    if mask_roi_pool is not None:
+        out_channels: int = backbone.out_channels  # type: ignore[assignment]
+        heads.mask_roi_pool = mask_roi_pool
+        heads.mask_head = MaskRCNNHeads(out_channels, (256, 256, 256, 256), 1)
+        heads.mask_predictor = MaskRCNNPredictor(256, mask_hidden_channels, num_classes)
+        iou_types = ("bbox", "segm")
+    _outputs_in_float32(
+        model.backbone, rpn.head, heads.box_predictor, heads.mask_predictor if heads.has_mask() else None
+    )
+    _start_small(heads)
+    model.iou_types = iou_types  # type: ignore[assignment]
+    if weights != "none":
+        load_weights(model, Path(weights).expanduser())
+    return model
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters: all, and those that are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)

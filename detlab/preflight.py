@@ -1,0 +1,491 @@
+"""Is a command line one that Hydra can run? Every fault at once, before Hydra stops at the first."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import re
+import tempfile
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from detlab.config import (
+    CONF,
+    PREFIXES,
+    RunConfig,
+    claim_run_folder,
+    did_you_mean,
+    first_line,
+    missing_faults,
+    rule_fault,
+    run_folder,
+    value_faults,
+)
+from detlab.errors import UserError
+
+# More combinations of swept group choices, and more values of one sweep, than these are not looked at one by one.
+MAX_COMBINATIONS = 64
+MAX_SWEPT_VALUES = 1000
+
+# In the defaults list, but with nothing chosen and perhaps nothing offered.
+OPTIONAL_GROUPS = ("experiment", "sweep", "debug")
+
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "a mapping"}
+
+
+def preflight(argv: Sequence[str], *, claim: bool = True) -> list[str]:
+    """Check a command line against what it composes, and rewrite `resume=RUN` into RUN's own overrides.
+
+    Flags that only inform (`--help`, `--version`, `--info`, completion) pass untouched. `register()` must have run.
+
+    Args:
+        argv: the arguments after the program's name, as Hydra's `main` takes them.
+        claim: also try the run folder for real; the default one is created, so that no other run takes it. Never with
+            `--cfg`.
+
+    Returns:
+        The arguments for Hydra: overrides first, then flags.
+
+    Raises:
+        UserError: a line for each fault.
+    """
+    arguments = list(argv)
+    if "--version" in arguments:
+        return arguments
+    flags, unknown = get_args_parser().parse_known_args(arguments)
+    informs = (flags.help, flags.hydra_help, flags.shell_completion, flags.info, flags.experimental_rerun)
+    if any(informs):
+        return arguments
+    faults = [f"{flag}: no such flag; see --hydra-help." for flag in unknown if flag.startswith("-")]
+    if flags.config_path is not None:
+        faults.append("--config-path: not supported; put your files into ./conf, or give --config-dir.")
+    given = flags.overrides + [word for word in unknown if not word.startswith("-")]
+    rest = list(arguments)
+    for text in given:
+        rest.remove(text)
+    texts = _resumed([_readable(text) for text in given], multirun=flags.multirun)
+    faults += _faults(flags, texts, claim=claim and not faults and flags.cfg is None)
+    if faults:
+        raise UserError("\n".join(faults))
+    return texts + rest
+
+
+def _readable(text: str) -> str:
+    """An override with its value in quotes where it holds a `=`, as the folders of a sweep's jobs do.
+
+    Hydra's grammar reads no such value: `resume=outputs/x-sweep/0-optimizer.lr=0.1`.
+    """
+    key, _, value = text.partition("=")
+    return f"{key}={_quoted(value)}" if re.fullmatch(r"[\w./~:@+-]*=[\w./~:@+=-]*", value) else text
+
+
+def _parse(texts: Sequence[str], parser: OverridesParser, faults: list[str]) -> list[Override]:
+    """The overrides that can be read; those that cannot become faults."""
+    overrides: list[Override] = []
+    for text in texts:
+        try:
+            overrides += parser.parse_overrides([text])
+        except (HydraException, ValueError) as error:
+            said = first_line(error).removeprefix(f"Error parsing override '{text}'").strip()
+            faults.append(f"{text!r}: not a key=value that Hydra can read{f' ({said})' if said else ''}.")
+    return overrides
+
+
+def _resumed(texts: list[str], *, multirun: bool) -> list[str]:
+    """With `resume=RUN` among the overrides: RUN's recorded ones, then these, to run in RUN's folder.
+
+    Recorded `allow` and `hydra.*` do not count: what a saved file may not say is which code runs.
+    """
+    parser = OverridesParser.create()
+    overrides = _parse(texts, parser, [])
+    given = [o for o in overrides if o.key_or_group == "resume" and o.value() is not None]
+    if not given:
+        return texts
+    place = given[-1].value()
+    if multirun or not isinstance(place, str):
+        raise UserError(f"resume: {given[-1].input_line!r} names one run; it does not go with -m or several values.")
+    if any(o.key_or_group == "hydra.run.dir" for o in overrides):
+        raise UserError("hydra.run.dir: a resumed run goes on in its own folder; leave hydra.run.dir out.")
+    run = _run_of(Path(place))
+    recorded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"))
+    faults: list[str] = []
+    lines = [str(line) for line in recorded] if isinstance(recorded, list) else []
+    old = _parse(lines, parser, faults)
+    if faults or not isinstance(recorded, list):
+        raise UserError(f"resume: {run}/.hydra/overrides.yaml is damaged. {' '.join(faults)}".rstrip())
+    replaced = {o.get_key_element() for o in overrides}
+    kept = [
+        str(o.input_line)
+        for o in old
+        if o.key_or_group.partition(".")[0] not in ("resume", "allow")
+        and not o.is_hydra_override()
+        and o.get_key_element() not in replaced
+    ]
+    new = [text for text in texts if text not in {o.input_line for o in given}]
+    return [*kept, *new, f"hydra.run.dir={_quoted(str(run))}", f"resume={_quoted(place)}"]
+
+
+def _run_of(place: Path) -> Path:
+    """The run folder that a `resume=` names, by itself or by a checkpoint in it."""
+    run = place.parent.parent if place.is_file() and place.parent.name == "checkpoints" else place
+    if not run.is_dir():
+        raise UserError(f"resume: {str(place)!r} is neither a run's folder nor a checkpoint in RUN/checkpoints.")
+    for needed in (".hydra/overrides.yaml", "checkpoints/last.pt"):
+        if not (run / needed).is_file():
+            raise UserError(f"resume: {str(run)!r} holds no {needed}; nothing to go on from.")
+    return run
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _values(override: Override) -> list[Any]:
+    """The values that an override gives its key, one by one where it sweeps; none where they cannot be listed."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return []
+    if not override.is_sweep_override():
+        return [value]
+    swept = itertools.islice(override.sweep_iterator(), MAX_SWEPT_VALUES)
+    return [Override._convert_value(element) for element in swept]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    hint = typing.get_origin(hint) or hint
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str | int | float)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    said = ["null" if part is types.NoneType else WORDS[typing.get_origin(part) or part] for part in parts]
+    return " or ".join(said)
+
+
+def _keys(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config in dots, with the type that its value asks for; interpolations are followed."""
+    names: Sequence[Any] = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for name in names:
+        key = f"{prefix}{name}"
+        if OmegaConf.is_missing(node, name):
+            yield key, Any
+            continue
+        try:
+            value = node[name]
+        except OmegaConfBaseException:  # an interpolation that leads nowhere yet
+            yield key, Any
+            continue
+        if isinstance(value, DictConfig | ListConfig):
+            yield key, dict if isinstance(value, DictConfig) else list
+            yield from _keys(value, f"{key}.")
+        elif value is None:
+            yield key, Any
+        elif OmegaConf.is_interpolation(node, name):
+            # A size that follows the top level may become torchvision's list of sizes.
+            yield key, (type(value) | list if isinstance(value, int | float) else type(value))
+        else:
+            yield key, type(value)
+
+
+def _leaves(key: str, value: Any, known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """An override as single values: `optimizer={lr: 1}` is `optimizer.lr=1` where `optimizer` is a mapping."""
+    if isinstance(value, dict) and key in known and known[key] is dict:
+        for name, child in value.items():
+            yield from _leaves(f"{key}.{name}", child, known)
+    else:
+        yield key, value
+
+
+class _Offer:
+    """What the search path offers: groups, their choices, and what composes from them."""
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        version.setbase("1.3")
+        setup_globals()
+        search_path = create_config_search_path(str(CONF))
+        if flags.config_dir is not None:
+            folder = Path(flags.config_dir).resolve()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir: {flags.config_dir!r} is not a folder.")
+            search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+        self.config_name: str = flags.config_name or "config"
+        self.loader = ConfigLoaderImpl(search_path)
+        self.parser = OverridesParser.create(config_loader=self.loader)
+        self.repository: IConfigRepository = self.loader.repository
+        self.searchpath: list[str] = []
+
+    def extend(self, overrides: Sequence[Override]) -> None:
+        """Take up `hydra.searchpath=[...]`, which changes what is on offer."""
+        self.searchpath = [str(o.input_line) for o in overrides if o.key_or_group == "hydra.searchpath"]
+        if self.searchpath:
+            parse = self.loader._parse_overrides_and_create_caching_repo
+            self.repository = parse(self.config_name, self.searchpath)[1]
+
+    def is_group(self, override: Override) -> bool:
+        """Whether an override chooses from a group, rather than giving a value."""
+        key = override.key_or_group
+        known = key in OPTIONAL_GROUPS or self.repository.group_exists(key)
+        return known and not isinstance(override.value(), dict)
+
+    def compose(self, choices: Sequence[str]) -> DictConfig:
+        """The configuration of these group choices, before any value is changed."""
+        return self.loader.load_configuration(
+            self.config_name, [*self.searchpath, *choices], RunMode.RUN, validate_sweep_overrides=False
+        )
+
+    def choice_faults(self, override: Override) -> list[str]:
+        """The choices of one group override that nobody offers, a line each."""
+        group = override.key_or_group
+        if override.is_delete():
+            return []
+        if override.is_add() and group in (*PREFIXES, *OPTIONAL_GROUPS):
+            return [f"+{group}: the group is there already; drop the +."]
+        offered = self.repository.get_group_options(group)
+        faults = []
+        for value in _values(override):
+            for choice in value if isinstance(value, list) else [value]:
+                if choice is None:
+                    faults.append(f"{group}: null is no choice; leave it out with ~{group}.")
+                elif not self.repository.config_exists(f"{group}/{choice}"):
+                    allowed = ", ".join(offered) or "none yet"
+                    hint = did_you_mean(str(choice), offered)
+                    faults.append(f"{group}: no choice {str(choice)!r}; allowed: {allowed}.{hint}")
+        return faults
+
+
+def _faults(flags: argparse.Namespace, texts: Sequence[str], claim: bool) -> list[str]:
+    """All that is wrong with a command line; takes the run folder where nothing is."""
+    faults: list[str] = []
+    offer = _Offer(flags)
+    overrides = _parse(texts, offer.parser, faults)
+    offer.extend(overrides)
+    overrides = _without_faults(overrides, offer, faults)
+    combinations = _combinations([o for o in overrides if offer.is_group(o)])
+    try:
+        cfg = offer.compose(combinations[0])
+        multirun = flags.multirun or _mode(cfg, overrides) == RunMode.MULTIRUN
+        if multirun and (params := _sweeper_params(cfg, overrides, offer, faults)):
+            overrides += params
+            combinations = _combinations([o for o in overrides if offer.is_group(o)])
+            cfg = offer.compose(combinations[0])
+        faults += [] if multirun else _sweeps_without_multirun(overrides)
+        values = [o for o in overrides if not offer.is_group(o)]
+        found = {}
+        for choices in combinations:
+            composed = cfg if choices is combinations[0] else offer.compose(choices)
+            found[" ".join(choices)] = _composed_faults(composed, values, missing=flags.cfg is None)
+        faults += _by_combination(found)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        return [*faults, _composition_fault(error)]
+    if claim and not faults:
+        faults += _folder_faults(cfg, "sweep" if multirun else "run")
+    return list(dict.fromkeys(faults))
+
+
+def _without_faults(overrides: list[Override], offer: _Offer, faults: list[str]) -> list[Override]:
+    """The overrides less the group choices that nobody offers, which become faults: what is left may still compose."""
+    kept = []
+    for override in overrides:
+        found = offer.choice_faults(override) if offer.is_group(override) else []
+        faults += found
+        kept += [] if found else [override]
+    return kept
+
+
+def _composition_fault(error: Exception) -> str:
+    """Why a configuration does not compose: Hydra's first line, and what it ends in where that says more."""
+    lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, YAMLError):
+        said = " ".join(lines)
+    elif isinstance(error.__cause__, OmegaConfBaseException):
+        said = f"{said} {first_line(error.__cause__)}"
+    own = Path("conf/config.yaml")
+    if own.is_file() and not own.samefile(CONF / "config.yaml"):
+        said = f"{said} (The working folder's ./conf/config.yaml stands in for detlab's.)"
+    return f"The configuration does not compose: {said}"
+
+
+def _combinations(groups: Sequence[Override]) -> list[list[str]]:
+    """The group choices of each job of a sweep, or of the one run, as overrides without sweeps."""
+    options = [
+        [f"{o.get_key_element()}={choice}" for choice in _values(o)] if o.is_sweep_override() else [str(o.input_line)]
+        for o in groups
+    ]
+    return [list(chosen) for chosen in itertools.islice(itertools.product(*options), MAX_COMBINATIONS)]
+
+
+def _by_combination(found: dict[str, list[str]]) -> list[str]:
+    """The faults of all combinations, each once; one that only some have says the first of these."""
+    where: dict[str, list[str]] = {}
+    for choices, faults in found.items():
+        for fault in faults:
+            where.setdefault(fault, []).append(choices)
+    return [fault if len(some) == len(found) else f"{fault} (with {some[0]})" for fault, some in where.items()]
+
+
+def _mode(cfg: DictConfig, overrides: Sequence[Override]) -> RunMode | None:
+    given = [o.value() for o in overrides if o.key_or_group == "hydra.mode"]
+    return RunMode[str(given[-1])] if given and str(given[-1]) in RunMode.__members__ else cfg.hydra.mode
+
+
+def _sweeper_params(cfg: DictConfig, overrides: Sequence[Override], offer: _Offer, faults: list[str]) -> list[Override]:
+    """What a recipe sweeps over (`hydra.sweeper.params`), less what the command line gives itself."""
+    params = OmegaConf.select(cfg, "hydra.sweeper.params")
+    given = {o.get_key_element() for o in overrides}
+    found = _parse([f"{key}={value}" for key, value in (params or {}).items()], offer.parser, faults)
+    return _without_faults([o for o in found if o.get_key_element() not in given], offer, faults)
+
+
+def _sweeps_without_multirun(overrides: Sequence[Override]) -> list[str]:
+    return [
+        f"{o.key_or_group}: several values need -m; a list is written {o.key_or_group}=[...]."
+        for o in overrides
+        if o.is_sweep_override()
+    ]
+
+
+def _composed_faults(cfg: DictConfig, values: Sequence[Override], *, missing: bool) -> list[str]:
+    """What is wrong with the values given to one composition; applies those that fit to `cfg`."""
+    faults = []
+    if cfg.allow:
+        faults.append(f"allow: {list(cfg.allow)} stands in a configuration file; give it on the command line.")
+    for override in values:
+        faults += _override_faults(cfg, override)
+    faults += missing_faults(cfg) if missing else []
+    return faults + value_faults(cfg)
+
+
+def _override_faults(cfg: DictConfig, override: Override) -> list[str]:
+    """Apply one value override, of a sweep its first value; say what is wrong where it does not fit."""
+    key = override.key_or_group
+    if override.is_hydra_override():
+        return _applied(cfg, override)
+    known = _known(cfg)
+    faults = _key_faults(override, known)
+    if key in known and not faults and not override.is_delete() and not override.is_add():
+        leaves = [leaf for value in _values(override) for leaf in _leaves(key, value, known)]
+        for leaf, value in leaves:
+            faults += _value_faults(leaf, value, known)
+    if not faults:
+        faults += _applied(cfg, override)
+    return faults
+
+
+def _known(cfg: DictConfig) -> dict[str, Any]:
+    """Every key of a composed configuration, with the type that it asks for: the schema's, else its default's."""
+    hints = typing.get_type_hints(RunConfig)
+    known = {key: hint for key, hint in _keys(cfg) if key != "hydra" and not key.startswith("hydra.")}
+    return known | {key: hint for key, hint in hints.items() if key in known and hint is not Any}
+
+
+def _key_faults(override: Override, known: dict[str, Any]) -> list[str]:
+    """What is wrong with an override's key."""
+    key = override.key_or_group
+    exists = key in known
+    if override.is_add() and exists and known[key] not in (dict, list):
+        return [f"+{key}: the key exists; drop the +."]
+    if (override.is_add() or override.is_force_add()) and not exists:
+        inside = "." in key and key.partition(".")[0] in PREFIXES
+        return [] if inside else [f"+{key}: keys can be added only inside {', '.join(PREFIXES)}."]
+    if override.is_delete() and "." not in key:
+        return [f"~{key}: every run needs it; it cannot be deleted."]
+    if not exists:
+        return [f"{key}: no such key.{did_you_mean(key, [*known, *OPTIONAL_GROUPS])}"]
+    return []
+
+
+def _value_faults(key: str, value: Any, known: dict[str, Any]) -> list[str]:
+    """What is wrong with the type or range of one value."""
+    if key not in known:
+        return [f"{key}: no such key.{did_you_mean(key, list(known))}"]
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        return []
+    hint = known[key]
+    if not _fits(value, hint):
+        advice = f"; write {key}=[{value}]" if hint is list or typing.get_origin(hint) is list else ""
+        shown = "null" if value is None else repr(value)
+        return [f"{key}: {shown} is not {_in_words(hint)}{advice}."]
+    fault = rule_fault(key, value)
+    return [fault] if fault else []
+
+
+def _applied(cfg: DictConfig, override: Override) -> list[str]:
+    """Change the configuration as Hydra will; what it refuses is a fault."""
+    key = override.key_or_group
+    values = _values(override)
+    try:
+        if override.is_delete():
+            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+        elif values:
+            adds = override.is_add() or override.is_force_add()
+            OmegaConf.update(cfg, key, values[0], merge=True, force_add=adds)
+    except (HydraException, OmegaConfBaseException) as error:
+        return [f"{key}: {first_line(error)}"]
+    return []
+
+
+def _folder_faults(cfg: DictConfig, kind: str) -> list[str]:
+    """Try the run folder for real: permission bits say little to root, and nothing about a full or foreign disk."""
+    key, folder = f"hydra.{kind}.dir", ""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in the folder's name
+    try:
+        folder = str(OmegaConf.select(cfg, key))
+        if folder == run_folder(kind):
+            folder = str(claim_run_folder(kind))
+        else:
+            _write_into(Path(folder))
+    except OmegaConfBaseException as error:
+        return [f"{key}: {first_line(error)}"]
+    except OSError as error:
+        return [f"{key}: {str(error.filename or folder)!r} cannot be written ({error.strerror}); choose another {key}."]
+    finally:
+        HydraConfig.instance().cfg = before
+    return []
+
+
+def _write_into(folder: Path) -> None:
+    """Create a folder and a file in it, and remove what was created.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for path in created:
+            with contextlib.suppress(OSError):
+                path.rmdir()

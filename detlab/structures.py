@@ -1,0 +1,197 @@
+"""The contracts that every part of detlab keeps: sample, prediction, class map, data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from detlab.errors import UserError
+
+IouType = Literal["bbox", "segm", "keypoints"]
+IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
+# COCO's `counts` string and `size` [H, W]: pycocotools' compressed run-length encoding.
+RLE = dict[str, Any]
+
+# COCO's order of the 17 keypoints of a person, and the standard deviations that its evaluation uses for them
+# (https://cocodataset.org/#keypoints-eval).
+PERSON_KEYPOINTS: tuple[str, ...] = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+PERSON_SIGMAS: tuple[float, ...] = (
+    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089,
+    0.089,
+)  # fmt: skip
+
+
+class Target(TypedDict):
+    """What is known of one image; every per-instance field has the same length N, in the same order. N = 0 is legal."""
+
+    boxes: Tensor  # float32 [N, 4], xyxy in pixels, 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H
+    labels: Tensor  # int64 [N], 1..K
+    image_id: int  # unique in its data set
+    area: Tensor  # float32 [N], pixels
+    iscrowd: Tensor  # bool or integer [N], 1 for a region that holds many objects
+    masks: NotRequired[Tensor]  # uint8 [N, H, W], 0 or 1
+    keypoints: NotRequired[Tensor]  # float32 [N, P, 3]: x, y, visibility (0 not labelled, 1 hidden, 2 visible)
+
+
+class Prediction(TypedDict):
+    """What a model says of one image, in the pixels of the image that it was given."""
+
+    boxes: Tensor  # float32 [M, 4], xyxy in pixels
+    labels: Tensor  # int64 [M], 1..K
+    scores: Tensor  # float32 [M], 0..1
+    masks: NotRequired[Tensor]  # float32 [M, 1, H, W], probability
+    keypoints: NotRequired[Tensor]  # float32 [M, P, 3]
+    keypoints_scores: NotRequired[Tensor]  # float32 [M, P]
+
+
+Sample = tuple[Tensor, Target]  # image: uint8 [3, H, W]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The classes of a data set: labels 1..K to names, and to the category ids of its files.
+
+    Args:
+        names: class names; label k is `names[k - 1]`.
+        category_ids: the file's own id of each class, in the order of `names`; 1..K where not given.
+
+    Raises:
+        UserError: no class at all, a name or an id twice, or as many ids as there are not names.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = tuple(self.names)
+        ids = tuple(self.category_ids) or tuple(range(1, len(names) + 1))
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "category_ids", ids)
+        if not names:
+            raise UserError("classes: the list is empty; name at least one class.")
+        if len(set(names)) != len(names) or len(set(ids)) != len(ids) or len(ids) != len(names):
+            raise UserError(f"classes: names {list(names)} and ids {list(ids)} must be unique and equally many.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, label: int) -> str:
+        """The name of a label in 1..K."""
+        return self.names[label - 1]
+
+    def category_id(self, label: int) -> int:
+        """The file's own id of a label in 1..K."""
+        return self.category_ids[label - 1]
+
+    def categories(self) -> list[dict[str, Any]]:
+        """COCO's `categories`, in the order of the labels."""
+        return [{"id": i, "name": n} for i, n in zip(self.category_ids, self.names, strict=True)]
+
+
+@runtime_checkable
+class DetectionDataset(Protocol):
+    """A data set as the runner uses it: samples, and what its index tells without decoding an image."""
+
+    class_map: ClassMap
+    iou_types: tuple[IouType, ...]
+    image_names: Sequence[str]  # unique, in the order of the indices
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def get_height_and_width(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index` in pixels, without decoding it."""
+        ...
+
+    def ground_truth(self) -> dict[str, Any]:
+        """COCO dict (`info`, `images`, `annotations`, `categories`) in original pixels; annotation ids from 1, boxes and
+        areas in float64, crowd objects kept.
+        """
+        ...
+
+
+def _fault(boxes: Tensor, labels: Tensor, height: int, width: int, classes: int) -> str | None:
+    """The first object that breaks the contract, in words; None where all are well."""
+    x0, y0, x1, y1 = boxes.unbind(1)
+    inside = (x0 >= 0) & (y0 >= 0) & (x1 <= width) & (y1 <= height)
+    for fault, said in (
+        (~torch.isfinite(boxes).all(1), "has a box that is not finite: {box}"),
+        ((x1 <= x0) | (y1 <= y0), "has a box of zero or negative width or height: {box}"),
+        (~inside, f"has a box outside its image of {height} x {width} (height x width): {{box}}"),
+        ((labels < 1) | (labels > classes), f"has label {{label}}; allowed are 1..{classes} (0 is the background)"),
+    ):
+        if bool(fault.any()):
+            i = int(fault.nonzero()[0])
+            return f"object {i} " + said.format(box=[round(v, 3) for v in boxes[i].tolist()], label=int(labels[i]))
+    return None
+
+
+def check_sample(image: Tensor, target: Target, class_map: ClassMap, where: str) -> None:
+    """Hold one loaded sample against the contract.
+
+    Args:
+        image: uint8 `[3, H, W]`.
+        target: see `Target`.
+        class_map: the data set's classes, for the range of the labels.
+        where: data set and image, as the error will name them.
+
+    Raises:
+        UserError: a field that is missing, or of the wrong type or shape; a box that is not finite, is empty or lies outside
+            its image; a label outside 1..K. It names data set, image and object. torchvision takes all of these in silence.
+    """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise UserError(f"{where}: the image is {image.dtype} {list(image.shape)}; expected uint8 [3, H, W].")
+    height, width = image.shape[1:]
+    missing = {"boxes", "labels", "image_id", "area", "iscrowd"} - target.keys()
+    if missing:
+        raise UserError(f"{where}: the target lacks {', '.join(sorted(missing))}.")
+    count = len(target["labels"])
+    expected: dict[str, tuple[torch.dtype | None, tuple[int | None, ...]]] = {
+        "boxes": (torch.float32, (count, 4)),
+        "labels": (torch.int64, (count,)),
+        "area": (torch.float32, (count,)),
+        "iscrowd": (None, (count,)),
+        "masks": (torch.uint8, (count, height, width)),
+        "keypoints": (torch.float32, (count, None, 3)),
+    }
+    for field, (dtype, shape) in expected.items():
+        value = target.get(field)
+        if value is None:
+            continue
+        fits = value.ndim == len(shape) and all(e in (None, s) for e, s in zip(shape, value.shape, strict=True))
+        if not fits or (dtype is not None and value.dtype != dtype):
+            wanted = [e if e is not None else "P" for e in shape]
+            raise UserError(
+                f"{where}: {field} is {value.dtype} {list(value.shape)}; expected {dtype or 'integer'} {wanted}."
+            )
+    fault = _fault(target["boxes"].as_subclass(Tensor), target["labels"], height, width, len(class_map))
+    if fault is not None:
+        raise UserError(f"{where}: {fault}.")
+
+
+def learnable_iou_types(
+    model_types: Sequence[IouType], data_types: Sequence[IouType], objective: str
+) -> tuple[IouType, ...]:
+    """What a model learns from a data set and is scored by.
+
+    Raises:
+        UserError: the model needs what the data set does not have, or the objective is none of the model's numbers.
+    """
+    lacking = [t for t in model_types if t not in data_types]
+    if lacking:
+        raise UserError(
+            f"model: it learns {', '.join(model_types)}, but the data set has only {', '.join(data_types)}; "
+            "take another model or add the missing annotations."
+        )
+    if objective.partition("/")[0] not in model_types:
+        raise UserError(f"objective: {objective!r}, but this model is scored by {', '.join(model_types)}.")
+    return tuple(model_types)

@@ -1,0 +1,143 @@
+"""The records of a run: TensorBoard's event file, metrics.jsonl, run.json, and the lines on the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from detlab import storage
+from detlab.console import Console, duration, peak_memory
+from detlab.engine import StepReport
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunWriter:
+    """Writes what a run has to tell, under the same tags everywhere; the x axis is the optimizer step.
+
+    Args:
+        folder: the run's.
+        console: where lines go.
+        log_every: steps between lines.
+        step: where the run stands: what was written of later steps, by an attempt that broke off, is dropped.
+        device: whose memory is told.
+    """
+
+    def __init__(self, folder: Path, console: Console, *, log_every: int, step: int, device: torch.device) -> None:
+        self.folder = folder
+        self._console = console
+        self._log_every = log_every
+        self._device = device
+        self._drop_lines_after(step)
+        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._started, self._first_step = time.monotonic(), step
+
+    def _drop_lines_after(self, step: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A killed process may leave half a line.
+            whole = [line for line in lines if line.endswith("}\n")]
+            storage.write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._board.close()
+
+    def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, and each value in TensorBoard."""
+        for tag, value in values.items():
+            if math.isfinite(value):
+                self._board.add_scalar(tag, value, step)
+        self._lines.write(json.dumps({"step": step, "epoch": epoch, **plain(values)}) + "\n")
+        self._lines.flush()
+
+    def training_step(self, report: StepReport) -> None:
+        """Every `log_every` steps: the losses are read from the device, written and said."""
+        if report.step % self._log_every:
+            return
+        losses = {f"train/{_loss_name(name)}": float(value) for name, value in report.losses.items()}
+        rate = report.images / report.step_time
+        memory = peak_memory(self._device)
+        performance = {
+            "perf/images_per_second": rate,
+            "perf/data_time": report.data_time,
+            "perf/step_time": report.step_time,
+            "perf/max_memory": memory,
+        }
+        self.scalars(report.step, report.epoch, {**losses, "train/lr": report.lr, **performance})
+        done = report.step - self._first_step
+        left = (time.monotonic() - self._started) / done * (self._console.total_steps - report.step)
+        said = "  ".join(f"{tag.removeprefix('train/')} {value:.4f}" for tag, value in losses.items())
+        self._console.step(
+            report.step,
+            f"step {report.step}/{self._console.total_steps}  lr {report.lr:.2e}  {said}  data {report.data_time:.2f} s"
+            f"  step {report.step_time:.2f} s  {rate:.1f} images/s  {memory:.0f} MiB  left {duration(left)}",
+        )
+
+    def evaluation(self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float) -> None:
+        """The numbers of an evaluation, under `val/`."""
+        self.scalars(step, epoch, {f"val/{name}": value for name, value in metrics.items()})
+        for iou_type in dict.fromkeys(name.partition("/")[0] for name in metrics):
+            said = "  ".join(
+                f"{name.partition('/')[2]} {value:.3f}"
+                for name, value in metrics.items()
+                if name.startswith(iou_type + "/")
+            )
+            self._console.say(f"epoch {epoch}  step {step}  {iou_type}  {said}")
+        self._console.say(f"epoch {epoch}  evaluated in {duration(seconds)}")
+
+    def picture(self, tag: str, picture: Tensor | None, step: int) -> None:
+        """A picture, uint8 `[3, H, W]`, for TensorBoard."""
+        if picture is not None:
+            self._board.add_image(tag, picture, step)
+
+    def text(self, tag: str, text: str) -> None:
+        """A text for TensorBoard, set as code."""
+        self._board.add_text(tag, "    " + text.replace("\n", "\n    "), 0)
+
+    def hyper_parameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Settings with final metrics in the run's own event file, so that TensorBoard's HPARAMS tab compares a sweep.
+
+        `SummaryWriter.add_hparams` would open a run of its own beside this one.
+        """
+        values = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in settings.items()
+        }
+        final = {f"val/{name}": value for name, value in metrics.items() if math.isfinite(value)}
+        file_writer = self._board._get_file_writer()
+        assert file_writer is not None
+        for summary in hparams(values, final):
+            file_writer.add_summary(summary)
+
+    def predictions(self, results: list[dict[str, Any]]) -> None:
+        """predictions.json: COCO results of the best evaluation."""
+        storage.write_text(self.folder / "predictions.json", json.dumps(results))
+
+    def record(self, content: Mapping[str, Any]) -> None:
+        """run.json, written whole."""
+        storage.write_text(self.folder / "run.json", json.dumps(plain(content), indent=2) + "\n")
+
+
+def _loss_name(name: str) -> str:
+    return name if name.startswith("loss") else f"loss_{name}"

@@ -1,0 +1,138 @@
+"""Penn-Fudan: what its samples hold, and what is said of a folder that is not right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, write_pennfudan
+from PIL import Image
+
+from detlab.data.loader import EvaluationSamples
+from detlab.data.pennfudan import PennFudan
+from detlab.errors import UserError
+
+
+def dataset(root: Path, part: str = "train", val_size: int = 2, split_file: Path | None = None) -> PennFudan:
+    return PennFudan(
+        root=str(root),
+        part=part,
+        val_size=val_size,
+        split_seed=0,
+        split_file=None if split_file is None else str(split_file),
+    )
+
+
+def test_a_box_encloses_its_mask_with_the_last_column_inside(pennfudan: Path) -> None:
+    image, target = dataset(pennfudan)[0]
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 60, 80)
+    for box, mask in zip(target["boxes"].tolist(), target["masks"], strict=True):
+        rows, columns = mask.nonzero().unbind(1)
+        assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert target["boxes"][0].tolist()[2] - target["boxes"][0].tolist()[0] == 18
+    assert target["area"].tolist() == [float(mask.sum()) for mask in target["masks"]]
+
+
+def test_the_parts_are_disjoint_whole_and_the_same_for_the_same_seed(pennfudan: Path) -> None:
+    train, val = dataset(pennfudan), dataset(pennfudan, "val")
+    assert (len(train), len(val)) == (4, 2)
+    assert len({*train.image_names, *val.image_names}) == 6
+    assert dataset(pennfudan).image_names == train.image_names
+
+
+def test_a_split_file_gives_the_parts_in_its_order(pennfudan: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["Ped00004.png", "Ped00001.png"], "val": ["Ped00002.png"]}))
+    assert dataset(pennfudan, split_file=split).image_names == ["Ped00004.png", "Ped00001.png"]
+    assert dataset(pennfudan, "val", split_file=split).image_names == ["Ped00002.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not JSON"),
+        ('{"train": ["Ped00000.png"]}', "'val'"),
+        ('{"train": ["x.png"], "val": []}', "x.png"),
+        ('{"train": ["Ped00000.png"], "val": ["Ped00000.png"]}', "train and val"),
+    ],
+)
+def test_a_bad_split_file_is_named_with_what_is_wrong(pennfudan: Path, tmp_path: Path, content: str, said: str) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(content)
+    with pytest.raises(UserError, match=said) as caught:
+        dataset(pennfudan, split_file=split)
+    assert "split.json" in str(caught.value)
+
+
+def test_the_ground_truth_comes_from_the_index_alone_and_agrees_with_the_samples(pennfudan: Path) -> None:
+    val = dataset(pennfudan, "val")
+    for image in (pennfudan / "PNGImages").iterdir():
+        image.write_bytes(b"gone")
+    truth = val.ground_truth()
+    assert [a["id"] for a in truth["annotations"]] == list(range(1, len(truth["annotations"]) + 1))
+    assert {a["bbox"][2] for a in truth["annotations"]} == {18.0}
+    assert {a["area"] for a in truth["annotations"]} == {18 * 35.0}
+    assert val.get_height_and_width(0) == (60, 80)
+    assert truth["images"][0] == {
+        "id": truth["images"][0]["id"], "file_name": val.image_names[0], "height": 60, "width": 80
+    }  # fmt: skip
+
+
+def test_an_image_without_people_is_legal(pennfudan: Path) -> None:
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(pennfudan / "PedMasks" / "Ped00000_mask.png")
+    sample = EvaluationSamples(dataset(pennfudan, val_size=0))
+    counts = [len(sample[i][1]["labels"]) for i in range(6)]  # type: ignore[index]
+    assert 0 in counts
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "wrong"])
+def test_a_root_that_is_not_right_says_which_folder_is_wanted(tmp_path: Path, broken: str) -> None:
+    root = tmp_path / "root"
+    if broken == "empty":
+        (root / "PNGImages").mkdir(parents=True)
+    elif broken == "wrong":
+        write_pennfudan(root / "inner", 2)
+    with pytest.raises(UserError, match=r"dataset\.root=.*PNGImages") as caught:
+        dataset(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_without_its_image_and_the_reverse_are_named(pennfudan: Path) -> None:
+    (pennfudan / "PNGImages" / "Ped00003.png").unlink()
+    with pytest.raises(UserError, match=r"Ped00003_mask\.png: a mask without its image"):
+        dataset(pennfudan)
+    (pennfudan / "PedMasks" / "Ped00003_mask.png").unlink()
+    (pennfudan / "PedMasks" / "Ped00002_mask.png").unlink()
+    with pytest.raises(UserError, match=r"Ped00002\.png: an image without its mask"):
+        dataset(pennfudan)
+
+
+def test_a_corrupt_image_is_named(pennfudan: Path) -> None:
+    path = pennfudan / "PNGImages" / "Ped00001.png"
+    content = path.read_bytes()
+    train = dataset(pennfudan, val_size=0)
+    path.write_bytes(content[:200] + bytes(100) + content[300:])
+    with pytest.raises(UserError, match=r"Ped00001\.png: not readable"):
+        train[train.image_names.index("Ped00001.png")]
+
+
+def test_a_mask_of_another_size_is_named(pennfudan: Path) -> None:
+    Image.fromarray(np.ones((10, 10), np.uint8)).save(pennfudan / "PedMasks" / "Ped00000_mask.png")
+    with pytest.raises(UserError, match=r"Ped00000_mask\.png: 10 x 10 pixels"):
+        dataset(pennfudan)
+
+
+def test_the_real_data_set_has_170_images_and_423_people() -> None:
+    root = SHARED / "data" / "PennFudanPed"
+    if not root.is_dir():
+        pytest.skip("the real Penn-Fudan is not in ../shared/data")
+    real = dataset(root, val_size=0)
+    assert len(real) == 170
+    assert len(real.ground_truth()["annotations"]) == 423
+    split = SHARED / "data" / "pennfudan_split_0.json"
+    listed = json.loads(split.read_text())
+    assert dataset(root, "val", 50).image_names == listed["val"]

@@ -1,0 +1,125 @@
+"""The same losses as the tutorial's loop in plain torchvision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import lines_of, write_pennfudan
+from PIL import Image
+from torchvision.models.detection import FasterRCNN, maskrcnn_resnet50_fpn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+# Regions enough that all are taken, so that no sampling is left to chance.
+REGIONS = {"rpn_batch_size_per_image": 1_000_000, "box_batch_size_per_image": 1000, "rpn_post_nms_top_n_train": 40}
+SIZE = {"min_size": 60, "max_size": 80}
+
+
+class PennFudanDataset(torch.utils.data.Dataset):
+    """The tutorial's, with the box's last column inside."""
+
+    def __init__(self, root: Path) -> None:
+        self.images = sorted((root / "PNGImages").iterdir())
+        self.masks = sorted((root / "PedMasks").iterdir())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        image = torchvision.transforms.functional.to_tensor(Image.open(self.images[index]).convert("RGB"))
+        mask = np.array(Image.open(self.masks[index]))
+        masks = mask == np.unique(mask)[1:][:, None, None]
+        boxes = [[p[1].min(), p[0].min(), p[1].max() + 1, p[0].max() + 1] for p in (np.nonzero(m) for m in masks)]
+        return image, {
+            "boxes": torch.as_tensor(np.array(boxes), dtype=torch.float32),
+            "labels": torch.ones(len(masks), dtype=torch.int64),
+            "masks": torch.as_tensor(masks, dtype=torch.uint8),
+        }
+
+
+def plain_maskrcnn() -> torch.nn.Module:
+    model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **SIZE, **REGIONS)
+    model.roi_heads.box_predictor = FastRCNNPredictor(1024, 2)
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(256, 256, 2)
+    return model
+
+
+def plain_mobilenet() -> torch.nn.Module:
+    backbone = torchvision.models.mobilenet_v2(weights=None).features
+    backbone.out_channels = 1280
+    return FasterRCNN(
+        backbone,
+        num_classes=2,
+        rpn_anchor_generator=AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
+        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
+        **SIZE,
+        **REGIONS,
+    )
+
+
+def plain_losses(model: torch.nn.Module, root: Path, epochs: int) -> list[dict[str, float]]:
+    """The tutorial's loop: SGD, linear warm-up over the first epoch, a tenth of the rate every third epoch."""
+    loader = torch.utils.data.DataLoader(
+        PennFudanDataset(root), batch_size=2, collate_fn=lambda b: tuple(zip(*b, strict=True))
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=0.0005)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.1)
+    model.train()
+    rows = []
+    for epoch in range(epochs):
+        warmup = None
+        if epoch == 0:
+            total = min(1000, len(loader) - 1)
+            warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.001, total_iters=total)
+        for images, targets in loader:
+            losses = model(list(images), list(targets))
+            total_loss = sum(losses.values())
+            optimizer.zero_grad()
+            total_loss.backward()
+            optimizer.step()
+            rows.append({"loss": float(total_loss), **{name: float(value) for name, value in losses.items()}})
+            if warmup is not None:
+                warmup.step()
+        schedule.step()
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "make"), [("maskrcnn", plain_maskrcnn), ("mobilenet", plain_mobilenet)])
+def test_twenty_steps_have_the_losses_of_the_plain_loop(
+    detlab: Callable[..., int], tmp_path: Path, name: str, make: Callable[[], torch.nn.Module]
+) -> None:
+    root = write_pennfudan(tmp_path / "PennFudanPed", 12)
+    torch.manual_seed(0)
+    model = make()
+    torch.save(model.state_dict(), tmp_path / "start.pt")
+    expected = plain_losses(model, root, epochs=4)[:20]
+    # A split file keeps the sorted order, and all for training.
+    names = [image.name for image in sorted((root / "PNGImages").iterdir())]
+    (tmp_path / "split.json").write_text(json.dumps({"train": names, "val": []}))
+    status = detlab(
+        f"model={name}", f"model.weights={tmp_path / 'start.pt'}", "model.anchor_generator.sizes=" + ANCHORS[name],
+        *(f"model.{key}={value}" for key, value in REGIONS.items()), "image_size.min=60", "image_size.max=80",
+        "dataset=pennfudan", f"dataset.root={root}", f"dataset.split_file={tmp_path / 'split.json'}",
+        "augmentation=none", "shuffle=false", "batch_size=2", "epochs=4", "max_steps=20", "workers=0", "log_every=1",
+        "optimizer=sgd", "optimizer.lr=0.005", "optimizer.weight_decay=0.0005",
+        "schedule=step", "schedule.warmup_steps=5", "eval_every=100", "precision=fp32", "hydra.run.dir=a",
+    )  # fmt: skip
+    assert status == 0
+    ours = [line for line in lines_of(tmp_path / "a") if "train/loss" in line]
+    assert len(ours) == 20
+    for mine, plain in zip(ours, expected, strict=True):
+        for key, value in plain.items():
+            assert mine[f"train/{key}"] == pytest.approx(value, rel=1e-5), (mine["step"], key)
+
+
+ANCHORS = {"maskrcnn": "[[32],[64],[128],[256],[512]]", "mobilenet": "[[32,64,128,256,512]]"}
