@@ -117,6 +117,14 @@ class Checkpoints:
         return Position(**state["position"])
 
 
+def state_file(run: Path) -> Path:
+    """The state to go on from: the file itself, or of a run's folder `last.pt`, else `previous.pt`."""
+    if run.is_file():
+        return run
+    last, previous = (run / "checkpoints" / name for name in ("last.pt", "previous.pt"))
+    return last if last.exists() or not previous.exists() else previous
+
+
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint's content, verified.
 

@@ -66,7 +66,7 @@ PASSED_BY_RUNNER: dict[str, tuple[str, ...]] = {
 # Of these, what a target need not take: torch's own schedules know no length of a run.
 PASSED_WHERE_TAKEN = ("total_steps", "steps_per_epoch")
 # Keys of a node that are no arguments of what it builds: the top level takes them up by interpolation.
-SUGGESTIONS: dict[str, tuple[str, ...]] = {"dataset": ("image_size",), "model": ("objective",)}
+SUGGESTIONS: dict[str, tuple[str, ...]] = {"dataset": ("image_size", "image_sizes"), "model": ("objective",)}
 TARGET_KEYS = ("_target_", "_args_", "_partial_", "_convert_")
 
 BOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -185,6 +185,8 @@ def first_line(error: BaseException) -> str:
 
 
 def _likeness(first: str, second: str) -> float:
+    if sorted(first) == sorted(second):
+        return 1.0  # letters that changed places
     return difflib.SequenceMatcher(None, first, second).ratio()
 
 
@@ -254,6 +256,7 @@ RULES: dict[str, Rule] = {
     "precision": _one_of(CHOICES["precision"]),
     "device": ("auto, cpu, cuda, cuda:N, mps", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(v)) is not None),
     "objective": ("<bbox|segm|keypoints>/<metric>, such as bbox/AP or segm/AP50", _is_objective),
+    "dataset.difficulty": _one_of(("easy", "hard")),
     "optimizer.lr": _above(0),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.momentum": _fraction(below_one=True),
@@ -275,7 +278,7 @@ def rule_fault(key: str, value: Any) -> str | None:
 
 def value_faults(cfg: DictConfig) -> list[str]:
     """What is wrong with ranges and between fields, a line each; needs no torch, and passes over missing values."""
-    faults: list[str] = []
+    unresolved: list[str] = []
     values: dict[str, Any] = {}
     for key in RULES:
         try:
@@ -283,10 +286,10 @@ def value_faults(cfg: DictConfig) -> list[str]:
         except InterpolationToMissingValueError:
             values[key] = None  # the missing value is a fault of its own
         except OmegaConfBaseException as error:
-            faults.append(f"{key}: {first_line(error)}")
+            unresolved.append(f"{key}: {first_line(error)}")
             values[key] = None
-    alone = [fault for key, value in values.items() if (fault := rule_fault(key, value))]
-    faults += alone
+    # A value that is out of its range may be why another one, which interpolates it, is not found.
+    faults = [fault for key, value in values.items() if (fault := rule_fault(key, value))] or unresolved
     if not any(fault.startswith(("batch_size:", "accumulate:", "image_size.")) for fault in faults):
         faults += _cross_faults(values)
     return faults

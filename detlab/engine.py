@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from detlab.chance import derived_seed
 from detlab.structures import IouType, Prediction
+
+log = logging.getLogger(__name__)
 
 # What each loss of a detector needs of a target, beside the boxes and labels.
 _FIELD_OF: dict[IouType, str] = {"segm": "masks", "keypoints": "keypoints"}
@@ -89,6 +92,8 @@ def select_device(name: str, precision: str) -> Device:
     """The device of that name; `auto` is the first GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and precision == "bf16" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        log.warning("this processor has no bf16 arithmetic: precision=bf16 will be slower than fp32 here")
     return Device(torch.device(name), precision)
 
 

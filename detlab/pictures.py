@@ -47,14 +47,18 @@ def draw(
     if "masks" in objects:
         masks = objects["masks"].as_subclass(Tensor)[keep].cpu().float().reshape(len(labels), 1, *image.shape[-2:])
         masks = F.resize(masks, size, antialias=True)[:, 0] >= 0.5
-        picture = draw_segmentation_masks(picture, masks, alpha=0.45, colors=list(colours))
-    return draw_bounding_boxes(picture, boxes * scale, labels=names, colors=list(colours), width=2)
+        # One by one: given together, torchvision paints black where masks overlap.
+        for mask, colour in zip(masks, colours, strict=True):
+            picture = draw_segmentation_masks(picture, mask, alpha=0.45, colors=colour)
+    return draw_bounding_boxes(
+        picture, boxes * scale, labels=names, colors=list(colours), width=2, label_colors="black", fill_labels=True
+    )
 
 
 def comparison(
     samples: Sequence[Sample], predictions: Sequence[Prediction], class_map: ClassMap, *, threshold: float
 ) -> Tensor:
-    """A grid of pictures, a row a sample: the prediction on the left, the ground truth on the right.
+    """A grid of pictures, two samples a row: of each the prediction on the left, the ground truth on the right.
 
     Returns:
         uint8 `[3, H, W]`.
@@ -66,7 +70,7 @@ def comparison(
     ]
     height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
     padded = [F.pad(p, [0, 0, width - p.shape[2], height - p.shape[1]]) for p in pictures]
-    return make_grid(padded, nrow=2, padding=4, pad_value=255)
+    return make_grid(padded, nrow=4, padding=4, pad_value=255)
 
 
 def comparison_of(model: nn.Module, dataset: DetectionDataset, device: Device) -> Tensor | None:

@@ -86,7 +86,14 @@ def preflight(argv: Sequence[str], *, claim: bool = True) -> list[str]:
     faults += _faults(flags, texts, claim=claim and not faults and flags.cfg is None)
     if faults:
         raise UserError("\n".join(faults))
-    return texts + rest
+    return texts + (_folders_name_the_swept(texts) if flags.multirun else []) + rest
+
+
+def _folders_name_the_swept(texts: Sequence[str]) -> list[str]:
+    """What makes the folders of a sweep's jobs name the values in which they differ, not those that all of them share."""
+    shared = [o.key_or_group for o in _parse(texts, OverridesParser.create(), []) if not o.is_sweep_override()]
+    names = ",".join(f"'{key}'" for key in shared)
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{names}]"] if shared else []
 
 
 def _readable(text: str) -> str:

@@ -22,6 +22,7 @@ from detlab.preflight import preflight
 log = logging.getLogger(__name__)
 
 _failures: list[str] = []  # of the jobs of a sweep in this process
+_failure: list[Exception] = []  # of a single run
 
 
 def run(cfg: DictConfig) -> float:
@@ -36,7 +37,7 @@ def run(cfg: DictConfig) -> float:
     import torch
 
     from detlab import records
-    from detlab.checkpoint import Checkpoints, Position
+    from detlab.checkpoint import Checkpoints, Position, state_file
     from detlab.console import Console
     from detlab.data.loader import evaluation_loader, training_loader
     from detlab.engine import evaluate, select_device, train_one_epoch
@@ -95,7 +96,7 @@ def run(cfg: DictConfig) -> float:
     checkpoints = Checkpoints(folder, records.origin(cfg, classes))
     position = Position()
     if cfg.resume is not None:
-        position = checkpoints.restore(Path(cfg.resume), model, optimizer, schedule)
+        position = checkpoints.restore(state_file(Path(cfg.resume)), model, optimizer, schedule)
     with (
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
         Console(total_steps).open() as console,
@@ -150,7 +151,7 @@ def run(cfg: DictConfig) -> float:
 
 
 def job(cfg: DictConfig) -> float:
-    """One job of Hydra's: in a sweep its failure is noted, and the others go on."""
+    """One job of Hydra's: in a sweep its failure is noted and told to Hydra, and the others go on."""
     try:
         return run(cfg)
     except Exception as error:
@@ -158,7 +159,10 @@ def job(cfg: DictConfig) -> float:
         if hydra_config.mode == RunMode.MULTIRUN:
             _failures.append(f"job {hydra_config.job.num} ({hydra_config.job.override_dirname}): {error}")
             log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
-        raise
+            raise
+        # Hydra would print a line of its own before ours.
+        _failure.append(error)
+        return float("nan")
 
 
 def main() -> int:
@@ -170,6 +174,8 @@ def main() -> int:
         register()
         sys.argv[1:] = preflight(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        if _failure:
+            return _explain(_failure.pop())
     except KeyboardInterrupt as interrupt:
         print(f"detlab: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130

@@ -20,7 +20,7 @@ def refused(detlab: Detlab, capsys: pytest.CaptureFixture[str], *overrides: str)
     assert detlab(*overrides) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    lines = [line for line in said.splitlines() if not line.startswith("Error executing job")]
+    lines = said.splitlines()
     assert lines[0].startswith("detlab: ")
     return lines
 
@@ -134,7 +134,7 @@ def test_help_and_cfg_answer_at_once_without_torch(arguments: list[str], tmp_pat
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "model" in done.stdout
+    assert "epochs" in done.stdout or "train" in done.stdout
 
 
 def test_completion_answers_without_torch(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_sweep_goes_on_after_a_bad_job_and_names_it(
     assert status == 1
     said = capsys.readouterr().err
     assert "batch_size: 9 images a step" in said
-    assert said.count("job ") == 2
+    assert said.count("\n  job ") == 2
     done = sorted(path.parent.name for path in (tmp_path / "s").glob("*/predictions.json"))
     assert [name.partition("-")[0] for name in done] == ["2", "3"]
     assert all("optimizer.lr=0.0" in name and "batch_size=2" in name for name in done)

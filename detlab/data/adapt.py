@@ -53,7 +53,7 @@ def adapt_target(target: dict[str, Any], size: tuple[int, int], where: str) -> T
         image_id = int(target["image_id"])
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         adapted: Target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # pyright: ignore
             "labels": labels,
             "image_id": image_id,
             "area": torch.as_tensor(target["area"], dtype=torch.float32) if "area" in target else area,

@@ -96,12 +96,9 @@ class PennFudan:
     def __getitem__(self, index: int) -> Sample:
         objects = self._objects[index]
         image = read_image(self._paths[index])
+        boxes = torch.from_numpy(objects.boxes).float()
         target: Target = {
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.from_numpy(objects.boxes).float(),
-                format=tv_tensors.BoundingBoxFormat.XYXY,
-                canvas_size=objects.size,
-            ),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=objects.size),  # pyright: ignore
             "labels": torch.ones(len(objects.boxes), dtype=torch.int64),
             "image_id": self._image_ids[index],
             "area": torch.from_numpy(objects.areas).float(),

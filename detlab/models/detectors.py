@@ -96,6 +96,7 @@ def rcnn(
     trainable_backbone_layers: int,
     min_size: int,
     max_size: int,
+    enlarge_to: int | None,
     image_mean: Sequence[float],
     image_std: Sequence[float],
     rpn_pre_nms_top_n_train: int,
@@ -132,6 +133,7 @@ def rcnn(
         trainable_backbone_layers: that of the backbone, which interpolates it.
         min_size: the shorter side that images are resized to, in pixels.
         max_size: what the longer side may not exceed, in pixels.
+        enlarge_to: where `min_size` is less than this, both sizes grow by the same factor until it is this; None for never.
         image_mean: of red, green, blue in 0..1.
         image_std: of red, green, blue in 0..1.
 
@@ -142,11 +144,12 @@ def rcnn(
         UserError: parts that do not fit each other, weights that do not fit.
     """
     check_parts(backbone, anchor_generator, {"box_roi_pool": box_roi_pool, "mask_roi_pool": mask_roi_pool})
+    factor = max(1.0, enlarge_to / min_size) if enlarge_to is not None else 1.0
     model = FasterRCNN(
         backbone,
         num_classes,
-        min_size=min_size,
-        max_size=max_size,
+        min_size=round(min_size * factor),
+        max_size=round(max_size * factor),
         image_mean=list(image_mean),
         image_std=list(image_std),
         rpn_anchor_generator=anchor_generator,

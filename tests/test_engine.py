@@ -1,0 +1,139 @@
+"""The two loops: what a step does, and when it stops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detlab.engine import Device, NonFiniteLossError, StepReport, evaluate, train_one_epoch
+from detlab.stopping import RunStopping
+
+CPU = Device(torch.device("cpu"), "fp32")
+
+
+class Detector(nn.Module):
+    """Two losses that are linear in the one weight, of which some step's is not a number."""
+
+    def __init__(self, bad_step: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+        self.calls = 0
+        self.bad_step = bad_step
+        self.seen: list[float] = []
+
+    def forward(self, images: list[torch.Tensor], targets: Any = None) -> Any:
+        if not self.training:
+            return [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)} for _ in images]
+        self.calls += 1
+        self.seen.append(float(torch.rand(())))
+        mean = torch.stack([image.mean() for image in images]).mean()
+        factor = math.nan if self.calls == self.bad_step else 1.0
+        return {"loss_a": self.weight.sum() * mean * factor, "loss_b": self.weight.sum() * 2}
+
+
+class Told:
+    """A writer that keeps the reports."""
+
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+
+    def training_step(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+
+def batches(count: int) -> list[Any]:
+    image = torch.full((3, 4, 4), 255, dtype=torch.uint8)
+    return [([image], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "image_id": i}]) for i in range(count)]
+
+
+def train(model: Detector, told: Told, count: int = 4, **changes: Any) -> int:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    stopping = changes.pop("stopping", RunStopping(max_steps=None, max_minutes=None))
+    settings = {
+        "device": CPU, "epoch": 0, "step": 0, "steps": count, "accumulate": 1, "clip_grad_norm": None, "seed": 0,
+        "iou_types": ("bbox",), **changes,
+    }  # fmt: skip
+    source = batches(settings["steps"] * settings["accumulate"])
+    return train_one_epoch(model, source, optimizer, schedule, told, stopping, **settings)
+
+
+def test_a_step_is_that_of_the_formula() -> None:
+    model, told = Detector(), Told()
+    assert train(model, told) == 4
+    # Each step's gradient is 1 (images of 255 are 1.0) + 2.
+    assert float(model.weight.detach()) == pytest.approx(1 - 4 * 0.1 * 3)
+    assert [report.step for report in told.reports] == [1, 2, 3, 4]
+    assert float(told.reports[0].losses["loss"]) == pytest.approx(3.0)
+
+
+def test_micro_batches_add_up_to_the_mean() -> None:
+    model, told = Detector(), Told()
+    train(model, told, count=2, accumulate=3)
+    assert float(model.weight.detach()) == pytest.approx(1 - 2 * 0.1 * 3)
+    assert told.reports[0].images == 3
+
+
+def test_the_gradient_is_clipped_to_the_norm() -> None:
+    model = Detector()
+    train(model, Told(), count=1, clip_grad_norm=0.5)
+    assert float(model.weight.detach()) == pytest.approx(1 - 0.1 * 0.5)
+
+
+def test_chance_within_a_step_depends_on_seed_and_step_alone() -> None:
+    whole, rest, other = Detector(), Detector(), Detector()
+    train(whole, Told())
+    torch.rand(7)
+    train(rest, Told(), count=2, step=2)
+    train(other, Told(), seed=1)
+    assert rest.seen == whole.seen[2:]
+    assert len(set(whole.seen)) == 4
+    assert not set(other.seen) & set(whole.seen)
+
+
+def test_a_non_finite_loss_never_reaches_the_weights_and_is_told_with_its_images() -> None:
+    model = Detector(bad_step=2)
+    with pytest.raises(NonFiniteLossError, match=r"step 2 .*loss_a=nan, loss_b=.*images \[1\]"):
+        train(model, Told())
+    assert math.isfinite(float(model.weight.detach()))
+
+
+def test_a_non_finite_loss_in_the_last_step_is_told_too() -> None:
+    with pytest.raises(NonFiniteLossError):
+        train(Detector(bad_step=4), Told())
+
+
+def test_limits_end_an_epoch_at_a_step() -> None:
+    stopping = RunStopping(max_steps=2, max_minutes=None)
+    assert train(Detector(), Told(), stopping=stopping) == 2
+    assert stopping.reason == "max_steps"
+    stopping = RunStopping(max_steps=None, max_minutes=1e-9)
+    assert train(Detector(), Told(), stopping=stopping) == 1
+    assert stopping.reason == "max_minutes"
+
+
+class Counter:
+    """An evaluator that counts images."""
+
+    def reset(self) -> None:
+        self.ids: list[int] = []
+
+    def update(self, image_ids: Any, predictions: Any) -> None:
+        self.ids += image_ids
+
+    def compute(self) -> dict[str, float]:
+        return {"images": float(len(set(self.ids)))}
+
+
+def test_an_evaluation_sees_each_image_and_leaves_the_model_in_evaluation_mode() -> None:
+    model = Detector()
+    stopping = RunStopping(max_steps=None, max_minutes=None)
+    for _ in range(2):
+        assert evaluate(model, batches(3), Counter(), stopping, device=CPU) == {"images": 3.0}
+    assert not model.training
+    stopping.interrupted = True
+    assert evaluate(model, batches(3), Counter(), stopping, device=CPU) is None
