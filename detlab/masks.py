@@ -14,6 +14,24 @@ from torch import Tensor
 from detlab.structures import RLE
 
 
+def enclosing_boxes(masks: np.ndarray) -> np.ndarray:
+    """The boxes around masks, xyxy in pixels. The last pixel belongs to its box: x1 = last column + 1.
+
+    torchvision's tutorial and its `masks_to_boxes` are one pixel short.
+
+    Args:
+        masks: bool or integer `[N, H, W]`, each with a pixel at least.
+
+    Returns:
+        float64 `[N, 4]`.
+    """
+    boxes = np.zeros((len(masks), 4))
+    for box, mask in zip(boxes, masks, strict=True):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
 def encode(masks: np.ndarray) -> list[RLE]:
     """Masks as run lengths.
 

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from detlab.data.images import image_size, read_image, read_instances
 from detlab.data.split import random_split, split_from_file
 from detlab.errors import UserError
-from detlab.masks import decode, encode
+from detlab.masks import decode, enclosing_boxes, encode
 from detlab.structures import ClassMap, IouType, Sample, Target
 
 
@@ -30,13 +30,7 @@ class _Objects:
         pixels = ids[None] == instances[instances > 0][:, None, None]
         self.rles = encode(pixels)
         self.areas = pixels.sum((1, 2)).astype(np.float64)
-        self.boxes = np.array([self._enclose(mask) for mask in pixels], dtype=np.float64).reshape(-1, 4)
-
-    @staticmethod
-    def _enclose(mask: np.ndarray) -> tuple[int, int, int, int]:
-        """The box around a mask. The last pixel belongs to it: x1 = last column + 1 (the tutorial is one pixel short)."""
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        self.boxes = enclosing_boxes(pixels)
 
 
 class PennFudan:

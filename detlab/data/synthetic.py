@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision import tv_tensors
 
 from detlab.data.drawing import Dice
 from detlab.data.scenes import LEVELS, Scene, compose
 from detlab.errors import UserError
-from detlab.masks import encode
+from detlab.masks import enclosing_boxes, encode
 from detlab.structures import PERSON_KEYPOINTS, ClassMap, IouType, Sample
 
 PARTS = ("train", "val")
@@ -22,16 +21,6 @@ PERSON_SKELETON: tuple[tuple[int, int], ...] = (
     (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11), (2, 3),
     (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7),
 )  # fmt: skip
-
-
-def _boxes_around(masks: np.ndarray) -> Tensor:
-    """The xyxy boxes that enclose masks `[N, H, W]`, each with a pixel at least: float32 `[N, 4]`."""
-    boxes = torch.zeros((len(masks), 4), dtype=torch.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        box[:] = torch.tensor([float(edge) for edge in edges])
-    return boxes
 
 
 class Synthetic:
@@ -146,7 +135,7 @@ class Synthetic:
         scene = self.scene(index)
         count = len(scene.masks)
         image = tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous())
-        boxes = _boxes_around(scene.masks)
+        boxes = torch.from_numpy(enclosing_boxes(scene.masks)).float()
         return image, {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self._level.size),  # pyright: ignore
             "labels": torch.ones(count, dtype=torch.int64),
