@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +48,23 @@ class Console:
 
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
+        self._on_terminal = sys.stdout.isatty()
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[said]}"),
-            disable=not sys.stdout.isatty(),
-            transient=True,
-        )
-        self._task = self._progress.add_task("training", total=total_steps, said="")
+        )  # fmt: skip
+        self._task = self._progress.add_task("training", total=total_steps)
+        self._said = Text()
 
     @contextmanager
     def open(self) -> Iterator[Console]:
-        """Show the bar; log lines then go above it."""
+        """Show the bar with what the last step said below it; log lines then go above them."""
+        if not self._on_terminal:
+            yield self
+            return
         out = sys.stdout
         handlers = [h for h in logging.root.handlers if isinstance(h, logging.StreamHandler) and h.stream is out]
-        with self._progress:
+        with Live(Group(self._progress, self._said), transient=True, refresh_per_second=4):
             for handler in handlers:
                 handler.setStream(sys.stdout)
             try:
@@ -65,10 +75,11 @@ class Console:
 
     def step(self, step: int, said: str) -> None:
         """Move the bar; without a bar, say it."""
-        if self._progress.disable:
-            log.info("%s", said)
+        if self._on_terminal:
+            self._progress.update(self._task, completed=step)
+            self._said.plain = said
         else:
-            self._progress.update(self._task, completed=step, said=said)
+            log.info("%s", said)
 
     def say(self, text: str) -> None:
         """A line that stays."""

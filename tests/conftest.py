@@ -79,7 +79,6 @@ def detlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("sys.argv", ["detlab", *overrides])
         monkeypatch.setattr("sys.path", sys.path[:])
-        monkeypatch.setattr("detlab.run._failures", [])
         return main()
 
     return run_it
