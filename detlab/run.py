@@ -6,24 +6,17 @@ import logging
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detlab.config import CONF, build, check, register
-from detlab.errors import UserError
+from detlab.jobs import Jobs
 from detlab.preflight import preflight
 
 log = logging.getLogger(__name__)
-
-# What became of the jobs in this process: one, or those of a sweep.
-_done: list[str] = []
-_failed: list[tuple[str, Exception]] = []
 
 
 def run(cfg: DictConfig) -> float:
@@ -151,69 +144,27 @@ def run(cfg: DictConfig) -> float:
     return position.best
 
 
-def job(cfg: DictConfig) -> float:
-    """One job of Hydra's: in a sweep its end is noted, a failure is told to Hydra, and the others go on."""
-    hydra_config = HydraConfig.get()
-    sweep = hydra_config.mode == RunMode.MULTIRUN
-    name = f"{hydra_config.job.num if sweep else 0}  {hydra_config.job.override_dirname}"
-    try:
-        best = run(cfg)
-        _done.append(f"{name}  {cfg.objective} {best:.4f}")
-    except Exception as error:
-        _failed.append((name, error))
-        if sweep:
-            log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
-            raise
-        # Not raised in a single run: Hydra would print a line of its own before ours.
-        return float("nan")
-    return best
-
-
 def main() -> int:
     """`python -m detlab.run` and `detlab train`.
 
     Returns:
         The exit status: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C.
     """
-    _done.clear()
-    _failed.clear()
     sys.path.insert(0, os.getcwd())
-    # Hydra shortens stack traces and exits by itself, unless told otherwise; both are decided here.
+    # Hydra shortens stack traces and exits by itself, unless told otherwise; both are decided in detlab.jobs.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    jobs = Jobs(run)
+    ended_with = None
     try:
         register()
         sys.argv[1:] = preflight(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(jobs.job)()
     except KeyboardInterrupt as interrupt:
         print(f"detlab: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
-        if not _failed:
-            return _explain(error)
-    if len(_done) + len(_failed) > 1:
-        return _summarise()
-    return _explain(_failed[0][1]) if _failed else 0
-
-
-def _summarise() -> int:
-    """What became of the jobs of a sweep."""
-    print("jobs done:", *_done or ["none"], sep="\n  ")
-    if _failed:
-        failed = [f"{name}: {error}" for name, error in _failed]
-        print("detlab: failed jobs, the others are done:", *failed, sep="\n  ", file=sys.stderr)
-    return 1 if _failed else 0
-
-
-def _explain(error: Exception) -> int:
-    """Say what went wrong, and with which exit status."""
-    if isinstance(error, UserError | HydraException):
-        print(f"detlab: {error}", file=sys.stderr)
-        return 2
-    if isinstance(error, ArithmeticError | OSError):
-        print(f"detlab: {error}", file=sys.stderr)
-        return 1
-    traceback.print_exception(error)
-    return 1
+        ended_with = error
+    return jobs.status(ended_with)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,9 +133,15 @@ def test_help_and_cfg_answer_at_once_without_torch(arguments: list[str], tmp_pat
         "except SystemExit as left: assert not left.code, left.code\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "epochs" in done.stdout or "train" in done.stdout
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+        assert "epochs" in done.stdout or "train" in done.stdout
+    # The best of three: the machine may be busy with something else.
+    assert min(seconds) < 1
 
 
 def test_completion_answers_without_torch(tmp_path: Path) -> None:

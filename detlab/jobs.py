@@ -1,0 +1,78 @@
+"""What became of the jobs of a process, one or those of a sweep, and with which exit status it ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from detlab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The jobs that Hydra starts in this process.
+
+    Args:
+        run: does one job, and returns its metric.
+    """
+
+    def __init__(self, run: Callable[[DictConfig], float]) -> None:
+        self._run = run
+        self._done: list[str] = []
+        self._failed: list[tuple[str, Exception]] = []
+
+    def job(self, cfg: DictConfig) -> float:
+        """One job: in a sweep its end is noted, a failure is told to Hydra, and the others go on."""
+        hydra_config = HydraConfig.get()
+        sweep = hydra_config.mode == RunMode.MULTIRUN
+        name = f"{hydra_config.job.num if sweep else 0}  {hydra_config.job.override_dirname}"
+        try:
+            best = self._run(cfg)
+        except Exception as error:
+            self._failed.append((name, error))
+            if sweep:
+                log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
+                raise
+            # Not raised in a single run: Hydra would print a line of its own before ours.
+            return float("nan")
+        self._done.append(f"{name}  {cfg.objective} {best:.4f}")
+        return best
+
+    def status(self, error: Exception | None) -> int:
+        """Say what became of the jobs; the exit status.
+
+        Args:
+            error: what Hydra ended with.
+        """
+        if len(self._done) + len(self._failed) > 1:
+            return self._summary()
+        if self._failed:
+            error = self._failed[0][1]
+        return 0 if error is None else explain(error)
+
+    def _summary(self) -> int:
+        print("jobs done:", *self._done or ["none"], sep="\n  ")
+        if self._failed:
+            failed = [f"{name}: {error}" for name, error in self._failed]
+            print("detlab: failed jobs, the others are done:", *failed, sep="\n  ", file=sys.stderr)
+        return 1 if self._failed else 0
+
+
+def explain(error: Exception) -> int:
+    """Say what went wrong: a mistake or a broken-down run in its own words, ours with its trace. The exit status."""
+    if isinstance(error, UserError | HydraException):
+        print(f"detlab: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, ArithmeticError | OSError):
+        print(f"detlab: {error}", file=sys.stderr)
+        return 1
+    traceback.print_exception(error)
+    return 1
