@@ -126,15 +126,18 @@ def test_a_sweep_goes_on_after_a_bad_job_and_names_it(
 
 
 def test_ctrl_c_saves_the_state_leaves_with_130_and_can_be_resumed(detlab: Detlab, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "detlab.run", *TINY, "epochs=50", "hydra.run.dir=a"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    overrides = [o for o in TINY if not o.startswith("workers")]
+    command = [sys.executable, "-m", "detlab.run", *overrides, "workers=1", "epochs=50", "hydra.run.dir=a"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics = tmp_path / "a" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert said.strip().splitlines()[-1].startswith("detlab: interrupted; the state is saved. Go on with: resume=")

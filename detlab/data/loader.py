@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -135,6 +136,11 @@ def collate(samples: Sequence[Sample | UserError]) -> Batch | UserError:
     return [sample[0] for sample in samples], [sample[1] for sample in samples]  # type: ignore[index]
 
 
+def _leave_interrupts_to_the_run(_worker: int) -> None:
+    """Ctrl-C on a terminal reaches the workers too; they go on until the run, which saves its state first, ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Loader:
     """Batches of a DataLoader, with a sample's mistake raised here as it was made there.
 
@@ -151,6 +157,7 @@ class Loader:
             persistent_workers=workers > 0,
             collate_fn=collate,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_interrupts_to_the_run,
             # An iterator draws the base seed of its workers, and must not draw it from the training's chance.
             generator=torch.Generator().manual_seed(0),
         )
