@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from detlab import storage
 from detlab.config import build
@@ -52,6 +52,7 @@ class Origin:
     overrides: list[str]
     choices: dict[str, str]
     class_map: ClassMap
+    batches: dict[str, int]  # what decides which images a position in an epoch stands for
 
     def record(self) -> dict[str, Any]:
         """As plain values, which load with `weights_only=True`."""
@@ -60,6 +61,7 @@ class Origin:
             "config": OmegaConf.to_yaml(self.config, resolve=True),
             "overrides": list(self.overrides),
             "choices": dict(self.choices),
+            "batches": dict(self.batches),
             "class_map": {"names": list(self.class_map.names), "category_ids": list(self.class_map.category_ids)},
         }
 
@@ -97,10 +99,10 @@ class Checkpoints:
         )
 
     def restore(self, path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> Position:
-        """Bring everything back to where a state was saved.
+        """Bring everything back to where a state was saved; what the config now says of the optimizer holds from here on.
 
         Raises:
-            UserError: a file that is damaged, no state, or of other classes or another model.
+            UserError: a file that is damaged, no state, of other classes or another model, or with other batches.
         """
         state = read(path)
         if "position" not in state:
@@ -108,13 +110,32 @@ class Checkpoints:
         theirs, ours = state["class_map"]["names"], list(self._origin.class_map.names)
         if theirs != ours:
             raise UserError(f"{path}: trained on the classes {theirs}, but the data set has {ours}.")
+        for key, now in self._origin.batches.items():
+            if state["batches"][key] != now:
+                raise UserError(
+                    f"{path}: saved with {key}={state['batches'][key]}, but now it is {now}; the position in an epoch would "
+                    "mean other images. Start a new run from its weights instead: model.weights=.../best.pt"
+                )
         load_strict(model, state["model"], path)
+        configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         try:
             optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise UserError(f"{path}: its optimizer's state does not fit this one ({error}).") from None
-        schedule.load_state_dict({**schedule.state_dict(), **state["schedule"]})
+        for group, settings in zip(optimizer.param_groups, configured, strict=True):
+            group.update(settings)
+        schedule.load_state_dict({**schedule.state_dict(), **state["schedule"], "base_lrs": schedule.base_lrs})
+        for group, rate in zip(optimizer.param_groups, _rates(schedule, state["optimizer"]), strict=True):
+            group["lr"] = rate
         return Position(**state["position"])
+
+
+def _rates(schedule: LRScheduler, saved: dict[str, Any]) -> list[float]:
+    """The rates of the next step: the schedule's formula over the rates configured now, where it has one."""
+    if isinstance(schedule, LambdaLR):
+        pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        return [float(lr) * factor(schedule.last_epoch) for lr, factor in pairs]
+    return [group["lr"] for group in saved["param_groups"]]
 
 
 def state_file(run: Path) -> Path:
@@ -165,6 +186,8 @@ def load_model(path: Path) -> tuple[nn.Module, ClassMap]:
     config = OmegaConf.create(state["config"])
     class_map = ClassMap(tuple(state["class_map"]["names"]), tuple(state["class_map"]["category_ids"]))
     # The weights are in this file: the one that training began with is not needed, and may be gone.
-    model = build(config.model, group="model", num_classes=len(class_map) + 1, weights="none")
+    if "weights" in config.model:
+        config.model.weights = "none"
+    model = build(config.model, group="model", num_classes=len(class_map) + 1)
     load_strict(model, state["model"], path)
     return model.eval(), class_map

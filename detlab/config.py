@@ -26,6 +26,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from detlab.errors import UserError
+from detlab.evaluation.metrics import METRICS
 
 
 def _shipped(folder: str) -> Path:
@@ -40,7 +41,7 @@ EXPERIMENTS = _shipped("experiments")
 # The modules whose classes and functions a `_target_` may name, by group; each permits itself and what lies below it.
 PREFIXES: dict[str, tuple[str, ...]] = {
     "model": ("detlab.models", "torchvision.models", "torchvision.ops", "torch.nn"),
-    "dataset": ("detlab.data", "torchvision.datasets"),
+    "dataset": ("detlab.data", "torchvision.datasets", "torchvision.transforms"),
     "augmentation": ("detlab.data", "torchvision.transforms.v2"),
     "optimizer": ("torch.optim",),
     "schedule": ("detlab.schedules", "torch.optim.lr_scheduler"),
@@ -68,13 +69,6 @@ PASSED_WHERE_TAKEN = ("total_steps", "steps_per_epoch")
 # Keys of a node that are no arguments of what it builds: the top level takes them up by interpolation.
 SUGGESTIONS: dict[str, tuple[str, ...]] = {"dataset": ("image_size", "image_sizes"), "model": ("objective",)}
 TARGET_KEYS = ("_target_", "_args_", "_partial_", "_convert_")
-
-BOX_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-METRICS: dict[str, tuple[str, ...]] = {
-    "bbox": BOX_METRICS,
-    "segm": BOX_METRICS,
-    "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
-}
 
 
 @dataclass
@@ -236,12 +230,20 @@ def _one_of(choices: Sequence[str]) -> Rule:
 
 def _is_objective(value: Any) -> bool:
     iou_type, _, metric = str(value).partition("/")
-    return iou_type in METRICS and metric in METRICS[iou_type]
+    return any(metric == known.name for name, table in METRICS.items() if name == iou_type for known in table)
 
 
+MODEL_FRACTIONS = (
+    "rpn_nms_thresh", "rpn_fg_iou_thresh", "rpn_bg_iou_thresh", "rpn_positive_fraction", "rpn_score_thresh",
+    "box_score_thresh", "box_nms_thresh", "box_fg_iou_thresh", "box_bg_iou_thresh", "box_positive_fraction",
+)  # fmt: skip
+MODEL_COUNTS = (
+    "rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test",
+    "rpn_batch_size_per_image", "box_batch_size_per_image", "box_detections_per_img", "enlarge_to", "mask_hidden_channels",
+)  # fmt: skip
 # What a value may be, where its key is present and not null.
 RULES: dict[str, Rule] = {
-    "seed": _at_least(0),
+    "seed": ("a whole number from 0 to 2^63 - 1", lambda v: _is_number(v) and 0 <= v < 2**63),
     "epochs": _at_least(1),
     "max_steps": _at_least(1),
     "max_minutes": _above(0),
@@ -257,6 +259,9 @@ RULES: dict[str, Rule] = {
     "device": ("auto, cpu, cuda, cuda:N, mps", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(v)) is not None),
     "objective": ("<bbox|segm|keypoints>/<metric>, such as bbox/AP or segm/AP50", _is_objective),
     "dataset.difficulty": _one_of(("easy", "hard")),
+    "model.image_std": ("three numbers above 0", lambda v: len(v) == 3 and all(_is_number(x) and x > 0 for x in v)),
+    **{f"model.{key}": _fraction() for key in MODEL_FRACTIONS},
+    **{f"model.{key}": _at_least(1) for key in MODEL_COUNTS},
     "optimizer.lr": _above(0),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.momentum": _fraction(below_one=True),
@@ -499,12 +504,19 @@ def _construct(node: Any, group: str, allow: Sequence[str], where: str, passed: 
     if "_target_" not in node:
         return built
     target = find_target(node["_target_"], group=group, allow=allow, where=f"{where}._target_")
+    ours = _below(str(getattr(target, "__module__", "")), ("torch", "torchvision", "detlab"))
     positional = built.pop("_args_") if "_args_" in built else []
     takes, _, takes_any = _parameters(target)
     passed = {k: v for k, v in passed.items() if k not in PASSED_WHERE_TAKEN or takes_any or k in takes}
     if node.get("_partial_"):
         return functools.partial(target, *positional, **built, **passed)
-    return target(*positional, **{**built, **passed})
+    try:
+        return target(*positional, **{**built, **passed})
+    except ValueError as error:
+        # Of torch's classes these are about the values given; of a user's own they may be anything.
+        if not ours:
+            raise
+        raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def build(node: Any, *, group: str, allow: Sequence[str] = (), **arguments: Any) -> Any:

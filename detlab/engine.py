@@ -15,16 +15,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from detlab.chance import derived_seed
-from detlab.structures import IouType, Prediction
+from detlab.errors import NonFiniteLossError
+from detlab.structures import FIELD_OF, IouType, Prediction
 
 log = logging.getLogger(__name__)
-
-# What each loss of a detector needs of a target, beside the boxes and labels.
-_FIELD_OF: dict[IouType, str] = {"segm": "masks", "keypoints": "keypoints"}
-
-
-class NonFiniteLossError(ArithmeticError):
-    """A loss became infinite or not a number; the weights are those of the step before."""
 
 
 class Evaluator(Protocol):
@@ -63,6 +57,11 @@ class Device:
     name: torch.device
     precision: str
 
+    @property
+    def reads_late(self) -> bool:
+        """Whether reading a value would wait for the device."""
+        return self.name.type != "cpu"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model runs."""
         if self.precision == "fp32":
@@ -81,7 +80,7 @@ class Device:
 
     def targets(self, targets: Sequence[Any], iou_types: Sequence[IouType]) -> list[dict[str, Tensor]]:
         """Of each target what the losses need, as plain tensors on the device."""
-        fields = ["boxes", "labels", *(_FIELD_OF[t] for t in iou_types if t in _FIELD_OF)]
+        fields = dict.fromkeys(("boxes", "labels", *(FIELD_OF[iou_type] for iou_type in iou_types)))
         return [
             {field: target[field].as_subclass(Tensor).to(self.name, non_blocking=True) for field in fields}
             for target in targets
@@ -111,14 +110,15 @@ class StepReport:
 
 
 class _FiniteWatch:
-    """Asks whether losses were finite one step late, so that a GPU is not waited for in each step."""
+    """Asks whether losses were finite: at once where reading is free, one step late where a GPU would be waited for."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, StepReport, list[int]] | None = None
+        self._last: tuple[Tensor, int, dict[str, Tensor], list[int]] | None = None
 
-    def look(self, finite: Tensor, report: StepReport, image_ids: list[int]) -> None:
+    def look(self, finite: Tensor, step: int, losses: dict[str, Tensor], image_ids: list[int]) -> None:
+        """Settle the step before, and take up this one."""
         self.settle()
-        self._last = (finite, report, image_ids)
+        self._last = (finite, step, losses, image_ids)
 
     def settle(self) -> None:
         """Raise for the step that was looked at last.
@@ -128,20 +128,21 @@ class _FiniteWatch:
         """
         if self._last is None:
             return
-        finite, report, image_ids = self._last
+        finite, step, losses, image_ids = self._last
         self._last = None
         if not bool(finite):
-            losses = ", ".join(f"{name}={float(value):.4g}" for name, value in report.losses.items())
+            said = ", ".join(f"{name}={float(value):.4g}" for name, value in losses.items())
             raise NonFiniteLossError(
-                f"non-finite loss in step {report.step} (epoch {report.epoch}): {losses}; images {image_ids}. "
-                "The update was not made. Try a lower optimizer.lr, clip_grad_norm=5, or look at these images."
+                f"non-finite loss in step {step}: {said}; images {image_ids}. Nothing of it was saved. "
+                "Try a lower optimizer.lr, clip_grad_norm=5, or look at these images."
             )
 
 
 def _mask_update(model: nn.Module, finite: Tensor) -> None:
-    """Zero the gradients where the loss was not finite: without a wait on a GPU, without work on a CPU."""
-    if finite.device.type == "cpu" and bool(finite):
-        return
+    """Zero the gradients where the loss was not finite, without a wait for the device.
+
+    The weights stay finite until the flag is read; momentum and weight decay still move them in that one step.
+    """
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad = torch.where(finite, parameter.grad, torch.zeros_like(parameter.grad))
@@ -186,7 +187,7 @@ def train_one_epoch(
         The number of optimizer steps done, those before included.
 
     Raises:
-        NonFiniteLossError: one step late, before anything of the bad step has reached the weights.
+        NonFiniteLossError: on a CPU before the step's update; on a GPU a step later, its gradients having been zeroed.
     """
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -208,9 +209,13 @@ def train_one_epoch(
             for name, value in losses.items():
                 sums[name] = value.detach() / accumulate + (sums[name] if name in sums else 0)
             image_ids += [target["image_id"] for target in targets]
-        total = torch.stack(list(sums.values())).sum()
-        finite = torch.isfinite(total)
-        _mask_update(model, finite)
+        losses = {"loss": torch.stack(list(sums.values())).sum(), **sums}
+        finite = torch.isfinite(losses["loss"])
+        watch.look(finite, step + 1, losses, image_ids)
+        if device.reads_late:
+            _mask_update(model, finite)
+        else:
+            watch.settle()
         if clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(trained, clip_grad_norm)
         lr = optimizer.param_groups[0]["lr"]
@@ -218,9 +223,7 @@ def train_one_epoch(
         schedule.step()
         step += 1
         step_time = time.perf_counter() - started
-        report = StepReport(step, epoch, {"loss": total, **sums}, lr, len(image_ids), data_time, step_time)
-        watch.look(finite, report, image_ids)
-        writer.training_step(report)
+        writer.training_step(StepReport(step, epoch, losses, lr, len(image_ids), data_time, step_time))
         if stopping.at(step):
             break
     watch.settle()

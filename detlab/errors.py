@@ -1,4 +1,4 @@
-"""The user's mistake, apart from what needs torch."""
+"""What a run ends with when it is nobody's bug, apart from what needs torch."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The one exception type for it. The outermost level alone turns it into exit status 2.
     """
+
+
+class NonFiniteLossError(Exception):
+    """A loss became infinite or not a number: the step, the losses and the images."""

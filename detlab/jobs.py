@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -12,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from detlab.errors import UserError
+from detlab.errors import NonFiniteLossError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,13 @@ def explain(error: Exception) -> int:
     if isinstance(error, UserError | HydraException):
         print(f"detlab: {error}", file=sys.stderr)
         return 2
-    if isinstance(error, ArithmeticError | OSError):
+    full_or_read_only = isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+    )
+    if isinstance(error, NonFiniteLossError) or full_or_read_only:
         print(f"detlab: {error}", file=sys.stderr)
         return 1
     traceback.print_exception(error)

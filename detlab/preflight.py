@@ -156,9 +156,9 @@ def _run_of(place: Path) -> Path:
     run = place.parent.parent if place.is_file() and place.parent.name == "checkpoints" else place
     if not run.is_dir():
         raise UserError(f"resume: {str(place)!r} is neither a run's folder nor a checkpoint in RUN/checkpoints.")
-    for needed in (".hydra/overrides.yaml", "checkpoints/last.pt"):
-        if not (run / needed).is_file():
-            raise UserError(f"resume: {str(run)!r} holds no {needed}; nothing to go on from.")
+    for needed in ((".hydra/overrides.yaml",), ("checkpoints/last.pt", "checkpoints/previous.pt")):
+        if not any((run / name).is_file() for name in needed):
+            raise UserError(f"resume: {str(run)!r} holds no {needed[0]}; nothing to go on from.")
     return run
 
 
@@ -470,6 +470,10 @@ def _folder_faults(cfg: DictConfig, kind: str) -> list[str]:
         folder = str(OmegaConf.select(cfg, key))
         if folder == run_folder(kind):
             folder = str(claim_run_folder(kind))
+        elif cfg.resume is None and kind == "run" and any(Path(folder).glob("checkpoints/*.pt")):
+            return [
+                f"{key}: {folder!r} holds a run already; resume={folder} goes on with it, or choose another folder."
+            ]
         else:
             _write_into(Path(folder))
     except OmegaConfBaseException as error:

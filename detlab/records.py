@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +22,7 @@ from torch import nn
 from detlab import storage
 from detlab.checkpoint import Origin, Position
 from detlab.engine import Device
-from detlab.models.detectors import count_parameters
-from detlab.structures import ClassMap, DetectionDataset
+from detlab.structures import DetectionDataset
 from detlab.writer import RunWriter
 
 _PACKAGES = (
@@ -44,9 +44,16 @@ def _choices() -> dict[str, str]:
     return {key: value for key, value in choices.items() if not key.startswith("hydra/") and value is not None}
 
 
-def origin(cfg: DictConfig, class_map: ClassMap) -> Origin:
+def origin(cfg: DictConfig, train_set: DetectionDataset) -> Origin:
     """Where this run's checkpoints come from."""
-    return Origin(cfg, list(HydraConfig.get().overrides.task), _choices(), class_map)
+    batches = {"batch_size": cfg.batch_size, "accumulate": cfg.accumulate, "images": len(train_set), "seed": cfg.seed}
+    return Origin(cfg, list(HydraConfig.get().overrides.task), _choices(), train_set.class_map, batches)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters: all, and those that are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
 def _hardware(device: Device) -> dict[str, Any]:
@@ -66,53 +73,57 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def start(
+@contextmanager
+def recording(
     cfg: DictConfig,
-    folder: Path,
     writer: RunWriter,
-    *,
-    train_set: DetectionDataset,
-    val_set: DetectionDataset,
+    parts: dict[str, DetectionDataset],
     model: nn.Module,
     device: Device,
     position: Position,
-) -> None:
-    """Write config.yaml (resolved), split.json, run.json, and the config as text for TensorBoard."""
+) -> Iterator[None]:
+    """Keep the record of a run: config.yaml (resolved), split.json and run.json at its start, run.json again at its end.
+
+    The end is `done`, `interrupted`, or `failed` with its reason; whatever it is, the final and best values stand beside it.
+    """
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
-    storage.write_text(folder / "config.yaml", resolved)
-    names = {"train": list(train_set.image_names), "val": list(val_set.image_names)}
-    storage.write_text(folder / "split.json", json.dumps(names, indent=0) + "\n")
+    storage.write_text(writer.folder / "config.yaml", resolved)
+    names = {part: list(data.image_names) for part, data in parts.items()}
+    storage.write_text(writer.folder / "split.json", json.dumps(names, indent=0) + "\n")
     writer.text("config", resolved)
+    record = {**_beginning(cfg, parts, model, device), "first_step": position.step}
+    writer.record({**record, "state": "running"})
+    try:
+        yield
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        writer.record({**record, "state": state, "why": str(error), "ended": _now(), "position": asdict(position)})
+        raise
+    writer.record({**record, "state": "done", "ended": _now(), "position": asdict(position)})
+
+
+def _beginning(cfg: DictConfig, parts: dict[str, DetectionDataset], model: nn.Module, device: Device) -> dict[str, Any]:
+    """What is known when a run begins: what runs, on what, from what."""
     parameters, trained = count_parameters(model)
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    writer.record(
-        {
-            "state": "running",
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "overrides": list(HydraConfig.get().overrides.task),
-            "choices": _choices(),
-            "seed": cfg.seed,
-            "started": _now(),
-            "first_step": position.step,
-            "images": {part: len(listed) for part, listed in names.items()},
-            "classes": list(train_set.class_map.names),
-            "parameters": parameters,
-            "trained_parameters": trained,
-            "python": platform.python_version(),
-            "versions": versions,
-            "hardware": _hardware(device),
-        }
-    )
-
-
-def end(writer: RunWriter, position: Position, *, state: str) -> None:
-    """Complete run.json with how the run ended and its final and best values."""
-    record = json.loads((writer.folder / "run.json").read_text(encoding="utf-8"))
-    writer.record({**record, "state": state, "ended": _now(), "position": asdict(position)})
+    return {
+        "name": cfg.name,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "overrides": list(HydraConfig.get().overrides.task),
+        "choices": _choices(),
+        "seed": cfg.seed,
+        "started": _now(),
+        "images": {part: len(data) for part, data in parts.items()},
+        "classes": list(parts["train"].class_map.names),
+        "parameters": parameters,
+        "trained_parameters": trained,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "hardware": _hardware(device),
+    }
 
 
 def hyper_parameters(cfg: DictConfig) -> dict[str, Any]:
-    """What TensorBoard's HPARAMS tab compares: the group choices, the plain top-level values, the values of the small groups."""
+    """What TensorBoard's HPARAMS tab compares: the choices, the plain values, those of the small groups, the overrides."""
 
     def flat(prefix: str, node: DictConfig) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -121,4 +132,5 @@ def hyper_parameters(cfg: DictConfig) -> dict[str, Any]:
 
     small = ("optimizer", "schedule", "augmentation")
     groups = [pair for group in small for pair in flat(f"{group}.", cfg[group])]
-    return {**_choices(), **dict(flat("", cfg)), **dict(groups)}
+    given = [override.partition("=") for override in HydraConfig.get().overrides.task]
+    return {key: value for key, _, value in given} | _choices() | dict(flat("", cfg)) | dict(groups)

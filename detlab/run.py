@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detlab.config import CONF, build, check, register
+from detlab.errors import UserError
 from detlab.jobs import Jobs
 from detlab.preflight import preflight
 
@@ -43,6 +44,8 @@ def run(cfg: DictConfig) -> float:
 
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.resume is None and any(folder.glob("checkpoints/*.pt")):
+        raise UserError(f"{folder}: holds a run already; resume it, or choose another folder.")
     device = select_device(cfg.device, cfg.precision)
     torch.manual_seed(cfg.seed)
 
@@ -62,9 +65,10 @@ def run(cfg: DictConfig) -> float:
 
     classes = train_set.class_map
     model = build(cfg.model, group="model", allow=cfg.allow, num_classes=len(classes) + 1)
-    check_frozen(model, cfg.model.weights)
+    if "weights" in cfg.model:
+        check_frozen(model, cfg.model.weights)
+    iou_types = learnable_iou_types(model, train_set.iou_types, cfg.objective)
     device.place(model)
-    iou_types = learnable_iou_types(model.iou_types, train_set.iou_types, cfg.objective)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build(cfg.optimizer, group="optimizer", allow=cfg.allow, params=trained)
@@ -87,7 +91,7 @@ def run(cfg: DictConfig) -> float:
         iou_types=iou_types,
     )
 
-    checkpoints = Checkpoints(folder, records.origin(cfg, classes))
+    checkpoints = Checkpoints(folder, records.origin(cfg, train_set))
     position = Position()
     if cfg.resume is not None:
         position = checkpoints.restore(state_file(Path(cfg.resume)), model, optimizer, schedule)
@@ -95,12 +99,14 @@ def run(cfg: DictConfig) -> float:
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
         Console(total_steps).open() as console,
         RunWriter(folder, console, log_every=cfg.log_every, step=position.step, device=device.name) as writer,
+        records.recording(cfg, writer, {"train": train_set, "val": val_set}, model, device, position),
     ):
-        records.start(
-            cfg, folder, writer, train_set=train_set, val_set=val_set, model=model, device=device, position=position
-        )
         log.info("%d steps of %d images, %d an epoch; in %s", total_steps, cfg.batch_size, epoch_steps, folder)
-        while position.epoch < cfg.epochs and not (stopping.at(position.step) and position.evaluated == position.step):
+        while not (
+            stopping.interrupted
+            or position.epoch >= cfg.epochs
+            or (stopping.at(position.step) and position.evaluated == position.step)
+        ):
             first_step = position.step - position.epoch * epoch_steps
             train_loader.start(position.epoch, first_step)
             position.step = train_one_epoch(
@@ -133,10 +139,8 @@ def run(cfg: DictConfig) -> float:
             if not stopping.interrupted:
                 position.epoch = epoch
             checkpoints.save_last(model, optimizer, schedule, position)
-            if stopping.interrupted:
-                records.end(writer, position, state="interrupted")
-                raise Interrupted(f"interrupted; the state is saved. Go on with: resume={folder}")
-        records.end(writer, position, state="done")
+        if stopping.interrupted:
+            raise Interrupted(f"interrupted; the state is saved. Go on with: resume={folder}")
         writer.hyper_parameters(records.hyper_parameters(cfg), position.last_metrics)
     if position.best is None:
         return float("nan")

@@ -44,24 +44,23 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def load(path: Path) -> Any:
+def load(path: Path, *, checked: bool = True) -> Any:
     """What `torch.save` wrote, after its checksums are verified, on the CPU.
 
     torch reads most single-byte damage without a word; the zip's own CRCs find it. Only tensors and plain values are
     read (`weights_only`), so a file from a stranger cannot run code.
+
+    Args:
+        path: the file.
+        checked: False takes torch's format of before 2020 too, which has no checksums.
 
     Raises:
         UserError: no such file, no torch file, damaged, or with objects in it that are neither tensors nor plain values.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # a damaged archive raises whatever its reader stumbles over
-        raise UserError(f"{path}: not a file that torch.save wrote, or cut off ({error}).") from None
-    if damaged is not None:
-        raise UserError(f"{path}: damaged: the checksum of {damaged} does not fit. Take another copy.")
+    if checked or zipfile.is_zipfile(path):
+        _verify(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -69,5 +68,15 @@ def load(path: Path) -> Any:
         raise UserError(
             f"{path}: holds objects other than tensors and plain values and was not loaded, since it could run code. {reason}"
         ) from None
-    except Exception as error:  # likewise
-        raise UserError(f"{path}: not readable as a torch file ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # a damaged file makes its reader stumble over anything
+        raise UserError(f"{path}: not a file that torch.save wrote, or cut off ({type(error).__name__}).") from None
+
+
+def _verify(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive raises whatever its reader stumbles over
+        raise UserError(f"{path}: not a file that torch.save wrote, or cut off ({error}).") from None
+    if damaged is not None:
+        raise UserError(f"{path}: damaged: the checksum of {damaged} does not fit. Take another copy.")

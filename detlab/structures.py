@@ -13,6 +13,8 @@ from detlab.errors import UserError
 
 IouType = Literal["bbox", "segm", "keypoints"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
+# The field of a target that each type is learnt from and scored on.
+FIELD_OF: dict[IouType, str] = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 # COCO's `counts` string and `size` [H, W]: pycocotools' compressed run-length encoding.
 RLE = dict[str, Any]
 
@@ -135,13 +137,14 @@ def _fault(boxes: Tensor, labels: Tensor, height: int, width: int, classes: int)
     return None
 
 
-def check_sample(image: Tensor, target: Target, class_map: ClassMap, where: str) -> None:
+def check_sample(image: Tensor, target: Target, class_map: ClassMap, iou_types: Sequence[IouType], where: str) -> None:
     """Hold one loaded sample against the contract.
 
     Args:
         image: uint8 `[3, H, W]`.
         target: see `Target`.
         class_map: the data set's classes, for the range of the labels.
+        iou_types: what the data set promises: `segm` needs masks, `keypoints` keypoints.
         where: data set and image, as the error will name them.
 
     Raises:
@@ -151,7 +154,8 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, where: str)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise UserError(f"{where}: the image is {image.dtype} {list(image.shape)}; expected uint8 [3, H, W].")
     height, width = image.shape[1:]
-    missing = {"boxes", "labels", "image_id", "area", "iscrowd"} - target.keys()
+    promised = {FIELD_OF[iou_type] for iou_type in iou_types}
+    missing = {"boxes", "labels", "image_id", "area", "iscrowd", *promised} - target.keys()
     if missing:
         raise UserError(f"{where}: the target lacks {', '.join(sorted(missing))}.")
     count = len(target["labels"])
@@ -173,19 +177,24 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, where: str)
             raise UserError(
                 f"{where}: {field} is {value.dtype} {list(value.shape)}; expected {dtype or 'integer'} {wanted}."
             )
+    if "masks" in target and count and int(target["masks"].max()) > 1:
+        raise UserError(f"{where}: masks hold {int(target['masks'].max())}; expected 0 and 1.")
     fault = _fault(target["boxes"].as_subclass(Tensor), target["labels"], height, width, len(class_map))
     if fault is not None:
         raise UserError(f"{where}: {fault}.")
 
 
-def learnable_iou_types(
-    model_types: Sequence[IouType], data_types: Sequence[IouType], objective: str
-) -> tuple[IouType, ...]:
-    """What a model learns from a data set and is scored by.
+def learnable_iou_types(model: object, data_types: Sequence[IouType], objective: str) -> tuple[IouType, ...]:
+    """What a model learns from a data set and is scored by: its `iou_types`.
 
     Raises:
-        UserError: the model needs what the data set does not have, or the objective is none of the model's numbers.
+        UserError: the model does not say, it needs what the data set does not have, or the objective is none of its numbers.
     """
+    model_types: Sequence[IouType] | None = getattr(model, "iou_types", None)
+    if not model_types:
+        raise UserError(
+            f"model: {type(model).__name__} has no iou_types; set it to what it predicts, such as ('bbox',)."
+        )
     lacking = [t for t in model_types if t not in data_types]
     if lacking:
         raise UserError(

@@ -86,7 +86,7 @@ def test_weights_that_are_no_checkpoint_or_another_models_or_hold_objects_are_re
 ) -> None:
     text, other, harmful, norms = (tmp_path / f"{name}.pt" for name in ("text", "other", "harmful", "norms"))
     text.write_text("hello")
-    torch.save({"layer.weight": torch.zeros(3, 3), "layer.num_batches_tracked": torch.tensor(1)}, other)
+    torch.save({"layer.weight": torch.zeros(3, 3), "layer.bias": torch.zeros(3)}, other)
     torch.save({"weights": Harm()}, harmful)
     torch.save({"backbone.body.conv1.weight": torch.zeros(64, 3, 7, 7), "bn.running_mean": torch.zeros(3)}, norms)
     for path, said in (

@@ -289,7 +289,7 @@ def test_build_makes_an_optimizer_of_the_very_parameters_it_is_given() -> None:
     optimizer = build(composed("optimizer=adamw").optimizer, group="optimizer", params=weights)
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.param_groups[0]["params"][0] is weights[0]
-    assert optimizer.param_groups[0]["lr"] == 0.0005
+    assert optimizer.param_groups[0]["lr"] == 0.001
 
 
 def test_build_leaves_out_what_torchs_own_schedules_do_not_take() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from detlab.engine import Device, NonFiniteLossError, StepReport, evaluate, train_one_epoch
+from detlab.engine import Device, StepReport, evaluate, train_one_epoch
+from detlab.errors import NonFiniteLossError
 from detlab.stopping import RunStopping
 
 CPU = Device(torch.device("cpu"), "fp32")
@@ -51,7 +52,7 @@ def batches(count: int) -> list[Any]:
 
 
 def train(model: Detector, told: Told, count: int = 4, **changes: Any) -> int:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=changes.pop("momentum", 0.0))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     stopping = changes.pop("stopping", RunStopping(max_steps=None, max_minutes=None))
     settings = {
@@ -95,10 +96,22 @@ def test_chance_within_a_step_depends_on_seed_and_step_alone() -> None:
     assert not set(other.seen) & set(whole.seen)
 
 
-def test_a_non_finite_loss_never_reaches_the_weights_and_is_told_with_its_images() -> None:
-    model = Detector(bad_step=2)
-    with pytest.raises(NonFiniteLossError, match=r"step 2 .*loss_a=nan, loss_b=.*images \[1\]"):
-        train(model, Told())
+def test_a_step_with_a_non_finite_loss_is_not_made_and_is_told_with_its_images() -> None:
+    before, model = Detector(), Detector(bad_step=3)
+    train(before, Told(), count=2, momentum=0.9)
+    with pytest.raises(NonFiniteLossError, match=r"step 3: .*loss_a=nan, loss_b=.*images \[2\]"):
+        train(model, Told(), momentum=0.9)
+    assert torch.equal(model.weight, before.weight)
+
+
+def test_on_a_device_that_is_read_late_the_weights_stay_finite_until_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Device, "reads_late", True)
+    model, told = Detector(bad_step=2), Told()
+    with pytest.raises(NonFiniteLossError, match="step 2: "):
+        train(model, told)
+    assert len(told.reports) == 2
     assert math.isfinite(float(model.weight.detach()))
 
 

@@ -109,6 +109,7 @@ def test_twenty_steps_have_the_losses_of_the_plain_loop(
     status = detlab(
         f"model={name}", f"model.weights={tmp_path / 'start.pt'}", "model.anchor_generator.sizes=" + ANCHORS[name],
         *(f"model.{key}={value}" for key, value in REGIONS.items()), "image_size.min=60", "image_size.max=80",
+        "model.enlarge_to=null",
         "dataset=pennfudan", f"dataset.root={root}", f"dataset.split_file={tmp_path / 'split.json'}",
         "augmentation=none", "shuffle=false", "batch_size=2", "epochs=4", "max_steps=20", "workers=0", "log_every=1",
         "optimizer=sgd", "optimizer.lr=0.005", "optimizer.weight_decay=0.0005",

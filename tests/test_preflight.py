@@ -167,7 +167,7 @@ def test_each_value_of_a_sweep_is_checked() -> None:
         "optimizer.lr: 'fast' is not a number.",
         "optimizer.lr: -1 is not allowed; allowed: a finite number above 0.",
         "epochs: 'x' is not an integer.",
-        "seed: -1 is not allowed; allowed: 0 or more.",
+        "seed: -1 is not allowed; allowed: a whole number from 0 to 2^63 - 1.",
     ]
 
 
@@ -311,6 +311,7 @@ def test_a_run_that_cannot_be_resumed_is_refused() -> None:
     write(f"{run}/.hydra/overrides.yaml", "- --config-dir=/evil\n")
     assert "is damaged" in faults(f"resume={run}")[0]
     (run / "checkpoints" / "last.pt").unlink()
+    (run / "checkpoints" / "previous.pt").unlink()
     assert "holds no checkpoints/last.pt" in faults(f"resume={run}")[0]
     (run / ".hydra" / "overrides.yaml").unlink()
     assert "holds no .hydra/overrides.yaml" in faults(f"resume={run}")[0]

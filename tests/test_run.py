@@ -16,8 +16,7 @@ import torch
 from conftest import TINY, lines_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detlab.checkpoint import load_model, read
-from detlab.data.synthetic import Synthetic
+from detlab.checkpoint import read
 
 Detlab = Callable[..., int]
 
@@ -82,30 +81,64 @@ def test_a_resumed_run_ends_as_one_that_was_left_alone(detlab: Detlab, tmp_path:
     assert [event.step for event in board_of(tmp_path / "parts").Scalars("train/loss")] == list(range(1, 9))
 
 
-def test_predictions_are_the_same_after_loading_in_a_new_process(detlab: Detlab, tmp_path: Path) -> None:
+PREDICT = """
+import json, sys
+import torch
+from pathlib import Path
+from detlab.checkpoint import load_model
+from detlab.data.synthetic import Synthetic
+from detlab.evaluation.results import prediction_to_results
+model, classes = load_model(Path(sys.argv[1]))
+data = Synthetic(part="val", difficulty="easy", seed=0, train_size=8, val_size=4)
+rows = []
+with torch.inference_mode():
+    for image, target in (data[i] for i in range(len(data))):
+        prediction = model([image.as_subclass(torch.Tensor).float() / 255])[0]
+        rows += prediction_to_results(target["image_id"], prediction, classes, model.iou_types)
+Path(sys.argv[2]).write_text(json.dumps(rows))
+"""
+
+
+def test_predictions_of_the_run_equal_those_after_loading_in_a_new_process_offline(
+    detlab: Detlab, tmp_path: Path
+) -> None:
     assert detlab(*TINY, "hydra.run.dir=a") == 0
-    best = tmp_path / "a" / "checkpoints" / "best.pt"
-    image = Synthetic(part="val", difficulty="easy", seed=0, train_size=1, val_size=1)[0][0].float() / 255
-    torch.save(image, tmp_path / "image.pt")
-    script = (
-        "import sys, torch; from pathlib import Path; from detlab.checkpoint import load_model\n"
-        "model, classes = load_model(Path(sys.argv[1]))\n"
-        "with torch.inference_mode(): out = model([torch.load(sys.argv[2])])[0]\n"
-        "torch.save(out, sys.argv[3])"
-    )
-    arguments = [str(best), str(tmp_path / "image.pt"), str(tmp_path / "out.pt")]
+    best, rows = tmp_path / "a" / "checkpoints" / "best.pt", tmp_path / "rows.json"
     # A proxy that nobody serves: a download would fail.
     offline = {**os.environ, "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "no-cache")}
-    subprocess.run([sys.executable, "-c", script, *arguments], check=True, env=offline)
-    model, classes = load_model(best)
-    model.roi_heads.score_thresh = 0.0
-    with torch.inference_mode():
-        here = load_model(best)[0]([image.as_subclass(torch.Tensor)])[0]
-    there = torch.load(tmp_path / "out.pt")
-    assert classes.names == ("person",)
-    assert here.keys() == there.keys()
-    assert all(torch.equal(here[key], there[key]) for key in here)
+    subprocess.run([sys.executable, "-c", PREDICT, str(best), str(rows)], check=True, env=offline, cwd=tmp_path)
+    before, after = json.loads((tmp_path / "a" / "predictions.json").read_text()), json.loads(rows.read_text())
+    assert len(before) > 10
+    assert after == before
     assert not (tmp_path / "no-cache").exists()
+
+
+def test_a_new_rate_holds_from_where_a_run_is_resumed_and_other_batches_are_refused(
+    detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detlab(*TINY, "max_steps=2", "schedule=constant", "schedule.warmup_steps=0", "hydra.run.dir=a") == 0
+    assert detlab("resume=a", "batch_size=4") == 2
+    assert "saved with batch_size=2, but now it is 4" in capsys.readouterr().err
+    assert detlab("resume=a", "max_steps=3", "optimizer.lr=0.001") == 0
+    rates = [line["train/lr"] for line in lines_of(tmp_path / "a") if "train/lr" in line]
+    assert rates[0] != rates[2] == 0.001
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(
+    detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detlab(*TINY, "max_steps=1", "hydra.run.dir=a") == 0
+    before = lines_of(tmp_path / "a")
+    assert detlab(*TINY, "max_steps=2", "hydra.run.dir=a") == 2
+    assert "holds a run already; resume=a goes on with it" in capsys.readouterr().err
+    assert lines_of(tmp_path / "a") == before
+
+
+def test_a_state_is_found_when_only_the_previous_one_is_whole(detlab: Detlab, tmp_path: Path) -> None:
+    assert detlab(*TINY, "epochs=2", "max_steps=7", "hydra.run.dir=a") == 0
+    (tmp_path / "a" / "checkpoints" / "last.pt").unlink()
+    assert detlab("resume=a", "max_steps=5") == 0
+    assert read(tmp_path / "a" / "checkpoints" / "last.pt")["position"]["step"] == 5
 
 
 def test_a_sweep_goes_on_after_a_bad_job_and_names_it(
@@ -159,6 +192,9 @@ def test_a_non_finite_loss_stops_the_run_with_losses_step_and_images(
     assert "loss_classifier=" in said
     assert "images [" in said
     assert "Traceback" not in said
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["state"] == "failed"
+    assert "non-finite loss" in record["why"]
 
 
 def test_accumulated_micro_batches_count_as_one_step_of_the_same_images(detlab: Detlab, tmp_path: Path) -> None:
@@ -226,7 +262,7 @@ def test_the_tutorials_own_data_set_class_works_by_target_unchanged(
         "dataset=custom",
         "dataset.dataset._target_=mine_tutorial.PennFudanDataset",
         f"+dataset.dataset.root={pennfudan}",
-        "+dataset.dataset.transforms=null",
+        "+dataset.dataset.transforms={_target_: torchvision.transforms.v2.ToImage}",
         "dataset.classes=[pedestrian]",
         "dataset.val_size=2",
         "allow=[mine_tutorial]",

@@ -27,7 +27,7 @@ def target(**changes: Any) -> Target:
 
 
 def check(sample: Target) -> None:
-    check_sample(torch.zeros(3, 10, 20, dtype=torch.uint8), sample, CLASSES, "Cats, image a.png")
+    check_sample(torch.zeros(3, 10, 20, dtype=torch.uint8), sample, CLASSES, ("bbox",), "Cats, image a.png")
 
 
 def second_box(*box: float) -> Callable[[], Target]:
@@ -59,6 +59,7 @@ def test_a_box_that_fills_its_image_and_a_target_without_objects_are_legal() -> 
         (lambda: target(boxes=torch.zeros(2, 4, dtype=torch.float64)), "boxes is torch.float64"),
         (lambda: target(masks=torch.zeros(2, 10, 19, dtype=torch.uint8)), r"masks is .*\[2, 10, 19\]; expected .*\[2, 10, 20\]"),
         (lambda: target(keypoints=torch.zeros(2, 17, 2)), "keypoints"),
+        (lambda: target(masks=torch.full((2, 10, 20), 255, dtype=torch.uint8)), "masks hold 255"),
     ],
 )  # fmt: skip
 def test_a_bad_sample_is_refused_in_one_line_that_names_image_and_object(make: Callable[[], Target], said: str) -> None:
@@ -75,9 +76,16 @@ def test_a_missing_field_is_named() -> None:
         check(incomplete)
 
 
+def test_masks_are_missed_where_the_data_set_promises_them() -> None:
+    with pytest.raises(UserError, match="lacks masks"):
+        check_sample(
+            torch.zeros(3, 10, 20, dtype=torch.uint8), target(), CLASSES, ("bbox", "segm"), "Cats, image a.png"
+        )
+
+
 def test_a_float_image_is_refused() -> None:
     with pytest.raises(UserError, match=r"float32 \[3, 10, 20\]; expected uint8"):
-        check_sample(torch.zeros(3, 10, 20), target(), CLASSES, "Cats, image a.png")
+        check_sample(torch.zeros(3, 10, 20), target(), CLASSES, ("bbox",), "Cats, image a.png")
 
 
 def test_a_class_map_goes_from_labels_to_names_and_the_files_own_ids() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detlab.errors import UserError
 
 if TYPE_CHECKING:
-    from detlab.evaluation.coco import Metric
+    from detlab.evaluation.metrics import Metric
     from detlab.structures import IouType
 
 
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
     )
     results = _read(arguments.results, list, "COCO results are a list of detections")
     # Only now: pycocotools and torch take seconds, which --help and a wrong file name should not.
-    from detlab.evaluation.coco import METRICS, score
+    from detlab.evaluation.coco import score
+    from detlab.evaluation.metrics import METRICS
 
     iou_type: IouType = arguments.iou_type or _inferred_iou_type(results)
     numbers = score(ground_truth, results, iou_type, sigmas=arguments.sigmas)

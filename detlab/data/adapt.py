@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from detlab.data.split import random_split
 from detlab.errors import UserError
 from detlab.masks import encode
-from detlab.structures import ClassMap, IouType, Sample, Target, check_sample
+from detlab.structures import FIELD_OF, IOU_TYPES, ClassMap, IouType, Sample, Target, check_sample
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def adapt_target(target: dict[str, Any], size: tuple[int, int], where: str) -> T
             "iscrowd": torch.as_tensor(target["iscrowd"]) if "iscrowd" in target else torch.zeros_like(labels),
         }
         if "masks" in target:
-            masks = torch.as_tensor(target["masks"]).as_subclass(Tensor).to(torch.uint8)
+            masks = (torch.as_tensor(target["masks"]).as_subclass(Tensor) != 0).to(torch.uint8)
             adapted["masks"] = tv_tensors.Mask(masks.reshape(-1, *masks.shape[-2:]) if masks.ndim >= 2 else masks)
         if "keypoints" in target:
             adapted["keypoints"] = torch.as_tensor(target["keypoints"], dtype=torch.float32).as_subclass(Tensor)
@@ -95,12 +95,9 @@ class AdaptedDataset:
         self._name = type(dataset).__name__
         self._chosen = random_split(len(cast(Any, dataset)), val_size, split_seed, part)
         self.image_names = [f"{self._name}[{i}]" for i in self._chosen]
+        self.iou_types: tuple[IouType, ...] = ("bbox",)
         first = self[0][1] if self._chosen else {}
-        self.iou_types: tuple[IouType, ...] = (
-            "bbox",
-            *(("segm",) if "masks" in first else ()),
-            *(("keypoints",) if "keypoints" in first else ()),
-        )
+        self.iou_types = tuple(iou_type for iou_type in IOU_TYPES if iou_type == "bbox" or FIELD_OF[iou_type] in first)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -114,7 +111,10 @@ class AdaptedDataset:
             )
         image = adapt_image(sample[0], where)
         size = (image.shape[1], image.shape[2])
-        return image, adapt_target(sample[1], size, where)
+        target = adapt_target(sample[1], size, where)
+        if not len(target["labels"]) and "segm" in self.iou_types and "masks" not in target:
+            target["masks"] = tv_tensors.Mask(torch.zeros((0, *size), dtype=torch.uint8))
+        return image, target
 
     @cached_property
     def _index(self) -> list[tuple[tuple[int, int], list[dict[str, Any]], int]]:
@@ -123,7 +123,7 @@ class AdaptedDataset:
         rows = []
         for i in range(len(self)):
             image, target = self[i]
-            check_sample(image, target, self.class_map, self.image_names[i])
+            check_sample(image, target, self.class_map, self.iou_types, self.image_names[i])
             rows.append(((image.shape[1], image.shape[2]), self._annotations(target), target["image_id"]))
         ids = [image_id for _, _, image_id in rows]
         twice = next((i for i, image_id in enumerate(ids) if ids.index(image_id) != i), None)

@@ -27,13 +27,15 @@ Batch = tuple[list[torch.Tensor], list[Any]]  # images uint8 [3, H, W], targets
 def _chance(seed: int) -> Iterator[None]:
     """Draws of torch, numpy and random from `seed`; what they would have drawn outside is not touched."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        yield
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    random.setstate(python_state)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
 
 
 class TrainingSamples(Dataset[Any]):
@@ -50,9 +52,9 @@ class TrainingSamples(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Sample | UserError:
         epoch, index = key
         try:
-            image, target = checked_sample(self.dataset, index)
+            # The data set's own draws too: a tutorial's class may hold random transforms.
             with _chance(derived_seed(self.seed, epoch, index)):
-                image, target = apply(self.transform, image, target)
+                image, target = apply(self.transform, *checked_sample(self.dataset, index))
             return image, trainable_objects(image, target)
         except UserError as error:
             return error
@@ -69,7 +71,8 @@ class EvaluationSamples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Sample | UserError:
         try:
-            return checked_sample(self.dataset, index)
+            with _chance(derived_seed(index)):
+                return checked_sample(self.dataset, index)
         except UserError as error:
             return error
 
@@ -77,7 +80,8 @@ class EvaluationSamples(Dataset[Any]):
 def checked_sample(dataset: DetectionDataset, index: int) -> Sample:
     """One sample, held against the contract; the error names data set, image and object."""
     image, target = dataset[index]
-    check_sample(image, target, dataset.class_map, f"{type(dataset).__name__}, image {dataset.image_names[index]}")
+    where = f"{type(dataset).__name__}, image {dataset.image_names[index]}"
+    check_sample(image, target, dataset.class_map, dataset.iou_types, where)
     return image, target
 
 

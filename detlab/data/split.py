@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from detlab.errors import UserError
-
-Part = Literal["train", "val"]
 
 
 def check_part(part: str) -> None:
@@ -52,10 +49,13 @@ def split_from_file(path: Path, names: Sequence[str], part: str) -> list[int]:
     index = {name: i for i, name in enumerate(names)}
     unknown = [name for name in listed[part] if name not in index]
     both = sorted(set(listed["train"]) & set(listed["val"]))
+    twice = [name for i, name in enumerate(listed[part]) if name in listed[part][:i]]
     if unknown:
         raise UserError(
             f"dataset.split_file: {path}: {len(unknown)} names are not in the data set, the first: {unknown[0]}."
         )
     if both:
         raise UserError(f"dataset.split_file: {path}: {len(both)} names stand in train and val, the first: {both[0]}.")
+    if twice:
+        raise UserError(f"dataset.split_file: {path}: {twice[0]} stands twice in {part}.")
     return [index[name] for name in listed[part]]

@@ -11,11 +11,11 @@ from torchvision import tv_tensors
 
 from detlab.data.drawing import Dice
 from detlab.data.scenes import LEVELS, Scene, compose
+from detlab.data.split import check_part
 from detlab.errors import UserError
 from detlab.masks import enclosing_boxes, encode
 from detlab.structures import PERSON_KEYPOINTS, ClassMap, IouType, Sample
 
-PARTS = ("train", "val")
 # COCO's limbs between keypoints, as pairs of numbers from 1 (person_keypoints_val2017.json, categories[0]).
 PERSON_SKELETON: tuple[tuple[int, int], ...] = (
     (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11), (2, 3),
@@ -44,8 +44,7 @@ class Synthetic:
     iou_types: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
 
     def __init__(self, *, part: str, difficulty: str, seed: int, train_size: int, val_size: int) -> None:
-        if part not in PARTS:
-            raise UserError(f"dataset.part={part}: no such part; choose one of {', '.join(PARTS)}.")
+        check_part(part)
         if difficulty not in LEVELS:
             raise UserError(f"dataset.difficulty={difficulty}: no such level; choose one of {', '.join(LEVELS)}.")
         for key, size in (("train_size", train_size), ("val_size", val_size)):

@@ -47,6 +47,10 @@ class Flip(nn.Module):
             for key, value in target.items()
         }
         if "keypoints" in flipped:
+            # v2 mirrors a point as a pixel, x to W - 1 - x; ours are places, as the edges of boxes are.
+            mirrored = target["keypoints"].as_subclass(Tensor) * torch.tensor([-1.0, 1.0])
+            mirrored[..., 0] += image.shape[-1]
+            flipped["keypoints"] = _of_the_same_kind(mirrored, target["keypoints"])
             _swap_sides(flipped)
         return F.horizontal_flip(image), flipped
 

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from pycocotools import mask as rle
@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detlab.errors import UserError
+from detlab.evaluation.metrics import METRICS
 from detlab.evaluation.results import (
     SCORED_FIELD,
     check_results,
@@ -24,49 +25,6 @@ from detlab.evaluation.results import (
     prediction_to_results,
 )
 from detlab.structures import IOU_TYPES, PERSON_SIGMAS, RLE, ClassMap, IouType, Prediction
-
-
-class Metric(NamedTuple):
-    """One of COCO's numbers: its name here, and what it is measured over."""
-
-    name: str  # AP... is a precision, AR... a recall
-    iou: str  # threshold, or range of thresholds to average over
-    area: str  # all, small (below 32^2 pixels), medium, large (above 96^2)
-    max_detections: int  # best-scored ones per image and class that count
-
-
-# In the order in which COCOeval.summarize gives them (https://cocodataset.org/#detection-eval).
-DETECTION_METRICS: tuple[Metric, ...] = (
-    Metric("AP", "0.50:0.95", "all", 100),
-    Metric("AP50", "0.50", "all", 100),
-    Metric("AP75", "0.75", "all", 100),
-    Metric("APs", "0.50:0.95", "small", 100),
-    Metric("APm", "0.50:0.95", "medium", 100),
-    Metric("APl", "0.50:0.95", "large", 100),
-    Metric("AR1", "0.50:0.95", "all", 1),
-    Metric("AR10", "0.50:0.95", "all", 10),
-    Metric("AR100", "0.50:0.95", "all", 100),
-    Metric("ARs", "0.50:0.95", "small", 100),
-    Metric("ARm", "0.50:0.95", "medium", 100),
-    Metric("ARl", "0.50:0.95", "large", 100),
-)
-KEYPOINT_METRICS: tuple[Metric, ...] = (
-    Metric("AP", "0.50:0.95", "all", 20),
-    Metric("AP50", "0.50", "all", 20),
-    Metric("AP75", "0.75", "all", 20),
-    Metric("APm", "0.50:0.95", "medium", 20),
-    Metric("APl", "0.50:0.95", "large", 20),
-    Metric("AR", "0.50:0.95", "all", 20),
-    Metric("AR50", "0.50", "all", 20),
-    Metric("AR75", "0.75", "all", 20),
-    Metric("ARm", "0.50:0.95", "medium", 20),
-    Metric("ARl", "0.50:0.95", "large", 20),
-)
-METRICS: dict[IouType, tuple[Metric, ...]] = {
-    "bbox": DETECTION_METRICS,
-    "segm": DETECTION_METRICS,
-    "keypoints": KEYPOINT_METRICS,
-}
 
 
 def score(

@@ -13,11 +13,16 @@ from detlab.models.norms import norm_layer
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
-def _freeze_first(stages: list[list[nn.Module]], trainable_layers: int) -> None:
+def _freeze_first(stages: list[list[nn.Module]], trainable_layers: int, norm: str) -> None:
     """Leave only the last `trainable_layers` of the stages trainable."""
     if not 0 <= trainable_layers <= len(stages):
         raise UserError(
             f"model.trainable_backbone_layers: {trainable_layers} is not in 0..{len(stages)}, the stages of this backbone."
+        )
+    if trainable_layers < len(stages) and norm == "batch":
+        raise UserError(
+            f"model.trainable_backbone_layers: {trainable_layers} of {len(stages)} with model.norm=batch: the statistics of frozen "
+            "layers would go on changing; take norm frozen or group, or train all layers."
         )
     for stage in stages[: len(stages) - trainable_layers]:
         for module in stage:
@@ -55,7 +60,7 @@ def resnet_fpn(*, name: str, norm: str, trainable_layers: int) -> BackboneWithFP
     if norm != "frozen":
         _start_as_identity(body)
     stages = [[body.conv1, body.bn1], [body.layer1], [body.layer2], [body.layer3], [body.layer4]]
-    _freeze_first([list(stage) for stage in stages], trainable_layers)
+    _freeze_first([list(stage) for stage in stages], trainable_layers, norm)
     channels = body.inplanes // 8
     return BackboneWithFPN(
         body,
@@ -82,7 +87,7 @@ def mobilenet_v2(*, norm: str, trainable_layers: int) -> nn.Sequential:
     blocks = list(features)
     starts = [0] + [i for i, block in enumerate(blocks) if getattr(block, "_is_cn", False)] + [len(blocks) - 1]
     stages = [blocks[a:b] for a, b in zip(starts, [*starts[1:], len(blocks)], strict=True)]
-    _freeze_first(stages, trainable_layers)
+    _freeze_first(stages, trainable_layers, norm)
     features.out_channels = 1280  # type: ignore[assignment]
     return features
 

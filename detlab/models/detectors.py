@@ -90,11 +90,11 @@ def rcnn(
     anchor_generator: AnchorGenerator,
     box_roi_pool: MultiScaleRoIAlign,
     mask_roi_pool: MultiScaleRoIAlign | None,
-    mask_hidden_channels: int,
+    mask_hidden_channels: int | None,
     weights: str,
     norm: str,
     trainable_backbone_layers: int,
-    min_size: int,
+    min_size: int | Sequence[int],
     max_size: int,
     enlarge_to: int | None,
     image_mean: Sequence[float],
@@ -127,11 +127,11 @@ def rcnn(
         anchor_generator: sizes in pixels of the resized image and aspect ratios (height / width), one tuple a map.
         box_roi_pool: for the box head.
         mask_roi_pool: for the mask head; None for a detector without masks.
-        mask_hidden_channels: of the mask predictor (256 in the tutorial).
+        mask_hidden_channels: of the mask predictor (256 in the tutorial); None where there is no mask head.
         weights: `none`, or a file with a detlab checkpoint or a state dict.
         norm: that of the backbone, which interpolates it.
         trainable_backbone_layers: that of the backbone, which interpolates it.
-        min_size: the shorter side that images are resized to, in pixels.
+        min_size: the shorter side that images are resized to, in pixels; of several, training draws one for each image.
         max_size: what the longer side may not exceed, in pixels.
         enlarge_to: where `min_size` is less than this, both sizes grow by the same factor until it is this; None for never.
         image_mean: of red, green, blue in 0..1.
@@ -144,11 +144,16 @@ def rcnn(
         UserError: parts that do not fit each other, weights that do not fit.
     """
     check_parts(backbone, anchor_generator, {"box_roi_pool": box_roi_pool, "mask_roi_pool": mask_roi_pool})
-    factor = max(1.0, enlarge_to / min_size) if enlarge_to is not None else 1.0
+    if (mask_roi_pool is None) != (mask_hidden_channels is None):
+        raise UserError(
+            "model.mask_roi_pool, model.mask_hidden_channels: a mask head needs both; without one, both are null."
+        )
+    sides = [min_size] if isinstance(min_size, int) else list(min_size)
+    factor = max(1.0, enlarge_to / min(sides)) if enlarge_to is not None else 1.0
     model = FasterRCNN(
         backbone,
         num_classes,
-        min_size=round(min_size * factor),
+        min_size=tuple(round(side * factor) for side in sides),  # pyright: ignore[reportArgumentType]
         max_size=round(max_size * factor),
         image_mean=list(image_mean),
         image_std=list(image_std),
@@ -176,7 +181,7 @@ def rcnn(
     heads: Any = model.roi_heads
     rpn: Any = model.rpn
     iou_types: tuple[IouType, ...] = ("bbox",)
-    if mask_roi_pool is not None:
+    if mask_roi_pool is not None and mask_hidden_channels is not None:
         out_channels: int = backbone.out_channels  # type: ignore[assignment]
         heads.mask_roi_pool = mask_roi_pool
         heads.mask_head = MaskRCNNHeads(out_channels, (256, 256, 256, 256), 1)
@@ -190,9 +195,3 @@ def rcnn(
     if weights != "none":
         load_weights(model, Path(weights).expanduser())
     return model
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Number of parameters: all, and those that are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)

@@ -44,10 +44,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, damaged, with pickled objects in it, or neither of the two kinds.
     """
-    content = storage.load(path)
+    content = storage.load(path, checked=False)
     if isinstance(content, dict) and "format" in content and "model" in content:
         content = content["model"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    ):
         raise UserError(f"{path}: neither a detlab checkpoint nor a state dict (names to tensors).")
     return content
 
@@ -70,7 +74,6 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
         UserError: the file is unreadable, has other norms, or nothing in it fits.
     """
     state = read_state_dict(path)
-    _check_norms(path, state, model)
     report = LoadReport()
     fitting: dict[str, Tensor] = {}
     for name, own in model.state_dict().items():
@@ -85,6 +88,7 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
         raise UserError(
             f"{path}: nothing in it fits this model; it is from another one (first name: {next(iter(state))})."
         )
+    _check_norms(path, state, model)
     model.load_state_dict(fitting, strict=False)
     for line in report.lines():
         log.info("%s: %s", path.name, line)

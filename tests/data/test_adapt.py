@@ -51,7 +51,7 @@ def test_the_parts_share_no_image_and_keep_the_contract() -> None:
     for data in (train, val):
         for i in range(len(data)):
             image, target = data[i]
-            check_sample(image, target, data.class_map, data.image_names[i])
+            check_sample(image, target, data.class_map, data.iou_types, data.image_names[i])
             assert isinstance(target["image_id"], int)
 
 

@@ -86,11 +86,8 @@ class Faulty:
 
     def __init__(self) -> None:
         self._good = small()
-        self.class_map, self.iou_types, self.image_names = (
-            self._good.class_map,
-            self._good.iou_types,
-            self._good.image_names,
-        )
+        self.class_map, self.image_names = self._good.class_map, self._good.image_names
+        self.iou_types = ("bbox",)
 
     def __len__(self) -> int:
         return 4

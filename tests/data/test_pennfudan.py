@@ -58,6 +58,7 @@ def test_a_split_file_gives_the_parts_in_its_order(pennfudan: Path, tmp_path: Pa
         ('{"train": ["Ped00000.png"]}', "'val'"),
         ('{"train": ["x.png"], "val": []}', "x.png"),
         ('{"train": ["Ped00000.png"], "val": ["Ped00000.png"]}', "train and val"),
+        ('{"train": ["Ped00000.png", "Ped00000.png"], "val": []}', "twice in train"),
     ],
 )
 def test_a_bad_split_file_is_named_with_what_is_wrong(pennfudan: Path, tmp_path: Path, content: str, said: str) -> None:

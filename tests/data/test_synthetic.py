@@ -102,7 +102,7 @@ def test_samples_keep_the_contract(level: str) -> None:
     ids = set()
     for i in range(len(data)):
         image, target = data[i]
-        check_sample(image, target, data.class_map, data.image_names[i])
+        check_sample(image, target, data.class_map, data.iou_types, data.image_names[i])
         assert isinstance(image, tv_tensors.Image)
         assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
         assert target["boxes"].canvas_size == tuple(image.shape[1:]) == data.get_height_and_width(i)
@@ -243,7 +243,7 @@ def test_ground_truth_agrees_with_the_samples(level: str) -> None:
     ("change", "said"),
     [
         ({"difficulty": "medium"}, "dataset.difficulty=medium: no such level; choose one of easy, hard."),
-        ({"part": "test"}, "dataset.part=test: no such part; choose one of train, val."),
+        ({"part": "test"}, "dataset: no part 'test'; there are train and val."),
         ({"train_size": 0}, "dataset.train_size=0: must be 1 or more."),
         ({"val_size": -3}, "dataset.val_size=-3: must be 1 or more."),
     ],

@@ -40,8 +40,7 @@ def test_a_flip_mirrors_image_boxes_and_masks_and_swaps_left_and_right() -> None
     assert flipped["boxes"].tolist() == [[14, 1, 18, 4], [0, 5, 10, 9]]
     assert torch.equal(flipped["masks"], target["masks"].flip(-1))
     left, right = PERSON_KEYPOINTS.index("left_wrist"), PERSON_KEYPOINTS.index("right_wrist")
-    mirrored = 20 - target["keypoints"][0, right, 0]
-    assert abs(float(flipped["keypoints"][0, left, 0] - mirrored)) <= 1  # v2 counts pixels, not their edges
+    assert flipped["keypoints"][0, left].tolist() == [20 - target["keypoints"][0, right, 0], 1, 2]
     assert flipped["keypoints"][..., 2].eq(2).all()
 
 

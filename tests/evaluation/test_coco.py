@@ -14,7 +14,8 @@ import torch
 from pycocotools import mask as rle
 
 from detlab.errors import UserError
-from detlab.evaluation.coco import METRICS, CocoEvaluator, score
+from detlab.evaluation.coco import CocoEvaluator, score
+from detlab.evaluation.metrics import METRICS
 from detlab.evaluation.results import run_lengths
 from detlab.structures import ClassMap, IouType, Prediction
 

@@ -54,6 +54,8 @@ def test_mobilenet_is_the_tutorials(composed: Composed) -> None:
         ("model.mask_roi_pool.featmap_names=[a]", r"model\.mask_roi_pool\.featmap_names: no map 'a'"),
         ("model.backbone.name=resnet51", "resnet51"),
         ("model.trainable_backbone_layers=6", r"0\.\.5"),
+        ("model.trainable_backbone_layers=3", "with model.norm=batch"),
+        ("model.mask_hidden_channels=null", "a mask head needs both"),
         ("model.norm=layer", "batch, frozen, group"),
     ],
 )
@@ -77,14 +79,14 @@ def test_the_norm_is_the_one_asked_for_and_its_names_tell_it(
 
 
 def test_frozen_layers_are_counted_from_the_last_stage() -> None:
-    backbone = resnet_fpn(name="resnet18", norm="batch", trainable_layers=3)
+    backbone = resnet_fpn(name="resnet18", norm="frozen", trainable_layers=3)
     trained = {name.split(".")[1] for name, p in backbone.body.named_parameters(prefix="body") if p.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
     assert all(p.requires_grad for p in backbone.fpn.parameters())
 
 
 def test_frozen_parts_without_weights_are_refused() -> None:
-    for norm, layers in (("frozen", 5), ("batch", 3)):
+    for norm, layers in (("frozen", 5), ("group", 3)):
         backbone = resnet_fpn(name="resnet18", norm=norm, trainable_layers=layers)
         with pytest.raises(UserError, match="would stay random"):
             check_frozen(backbone, "none")
