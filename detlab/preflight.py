@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import re
 import tempfile
 import types
@@ -133,12 +134,14 @@ def _resumed(texts: list[str], *, multirun: bool) -> list[str]:
     if any(o.key_or_group == "hydra.run.dir" for o in overrides):
         raise UserError("hydra.run.dir: a resumed run goes on in its own folder; leave hydra.run.dir out.")
     run = _run_of(Path(place))
-    recorded = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"))
     faults: list[str] = []
-    lines = [str(line) for line in recorded] if isinstance(recorded, list) else []
-    old = _parse(lines, parser, faults)
-    if faults or not isinstance(recorded, list):
-        raise UserError(f"resume: {run}/.hydra/overrides.yaml is damaged. {' '.join(faults)}".rstrip())
+    try:
+        # Not .hydra/overrides.yaml: Hydra writes that before a refusal too.
+        old = _parse([str(line) for line in json.loads((run / "run.json").read_text())["overrides"]], parser, faults)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"resume: {run}/run.json is damaged ({error}).") from None
+    if faults:
+        raise UserError(f"resume: {run}/run.json is damaged. {' '.join(faults)}")
     replaced = {o.get_key_element() for o in overrides}
     kept = [
         str(o.input_line)
@@ -156,7 +159,7 @@ def _run_of(place: Path) -> Path:
     run = place.parent.parent if place.is_file() and place.parent.name == "checkpoints" else place
     if not run.is_dir():
         raise UserError(f"resume: {str(place)!r} is neither a run's folder nor a checkpoint in RUN/checkpoints.")
-    for needed in ((".hydra/overrides.yaml",), ("checkpoints/last.pt", "checkpoints/previous.pt")):
+    for needed in (("run.json",), ("checkpoints/last.pt", "checkpoints/previous.pt")):
         if not any((run / name).is_file() for name in needed):
             raise UserError(f"resume: {str(run)!r} holds no {needed[0]}; nothing to go on from.")
     return run

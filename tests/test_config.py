@@ -187,8 +187,8 @@ def test_an_interpolation_that_leads_nowhere_is_named() -> None:
 
 
 def test_an_unknown_argument_is_named_with_the_one_meant() -> None:
-    lines = faults(tiny(optimizer__momentun=0.9))
-    assert "optimizer.momentun: torch.optim.SGD takes no such argument. Did you mean momentum?" in lines
+    lines = faults(tiny(optimizer__weight_decai=0.9))
+    assert "optimizer.weight_decai: torch.optim.AdamW takes no such argument. Did you mean weight_decay?" in lines
 
 
 def test_the_arguments_of_a_nested_target_are_checked() -> None:

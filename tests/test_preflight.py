@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from detlab.config import register, run_folder
 from detlab.errors import UserError
@@ -60,7 +60,7 @@ def write(path: str, text: str) -> None:
 def recorded_run(overrides: list[str]) -> Path:
     """A run's folder with what resuming needs."""
     run = Path("outputs/run=1")
-    write(f"{run}/.hydra/overrides.yaml", yaml.safe_dump(overrides))
+    write(f"{run}/run.json", json.dumps({"overrides": overrides}))
     write(f"{run}/checkpoints/last.pt", "")
     write(f"{run}/checkpoints/previous.pt", "")
     return run
@@ -143,7 +143,7 @@ def test_every_fault_is_reported_at_once() -> None:
         "+optimizer.nesterov=true",
         "++optimizer.nesterov=true",
         "++optimizer.lr=0.1",
-        "~optimizer.momentum",
+        "~optimizer.weight_decay",
         "~debug",
         "optimizer={lr: 0.1}",
         "model.anchor_generator.sizes.0=[16]",
@@ -204,7 +204,7 @@ def test_a_recipe_that_sweeps_is_checked_like_a_command_line() -> None:
 
 def test_the_working_folders_choices_come_first() -> None:
     write("conf/optimizer/mine.yaml", "_target_: torch.optim.RMSprop\nlr: 0.125\n")
-    write("conf/optimizer/sgd.yaml", "_target_: torch.optim.SGD\nlr: 0.0625\n")
+    write("conf/optimizer/adamw.yaml", "_target_: torch.optim.AdamW\nlr: 0.0625\n")
     write("experiments/experiment/try.yaml", "# @package _global_\noptimizer:\n  lr: 0.5\n")
     assert "0.125" in app("optimizer=mine").stdout
     assert "0.0625" in app().stdout
@@ -308,13 +308,13 @@ def test_a_run_that_cannot_be_resumed_is_refused() -> None:
     assert "neither a run's folder nor a checkpoint" in faults("resume=nowhere")[0]
     assert "-m" in faults("-m", f"resume={run}")[0]
     assert faults(f"resume={run}", "hydra.run.dir=other")[0].startswith("hydra.run.dir: ")
-    write(f"{run}/.hydra/overrides.yaml", "- --config-dir=/evil\n")
+    write(f"{run}/run.json", '{"overrides": ["--config-dir=/evil"]}')
     assert "is damaged" in faults(f"resume={run}")[0]
     (run / "checkpoints" / "last.pt").unlink()
     (run / "checkpoints" / "previous.pt").unlink()
     assert "holds no checkpoints/last.pt" in faults(f"resume={run}")[0]
-    (run / ".hydra" / "overrides.yaml").unlink()
-    assert "holds no .hydra/overrides.yaml" in faults(f"resume={run}")[0]
+    (run / "run.json").unlink()
+    assert "holds no run.json" in faults(f"resume={run}")[0]
 
 
 def test_resume_null_is_no_resume() -> None:

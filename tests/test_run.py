@@ -119,9 +119,9 @@ def test_a_new_rate_holds_from_where_a_run_is_resumed_and_other_batches_are_refu
     assert detlab(*TINY, "max_steps=2", "schedule=constant", "schedule.warmup_steps=0", "hydra.run.dir=a") == 0
     assert detlab("resume=a", "batch_size=4") == 2
     assert "saved with batch_size=2, but now it is 4" in capsys.readouterr().err
-    assert detlab("resume=a", "max_steps=3", "optimizer.lr=0.001") == 0
+    assert detlab("resume=a", "max_steps=3", "optimizer.lr=0.0005") == 0
     rates = [line["train/lr"] for line in lines_of(tmp_path / "a") if "train/lr" in line]
-    assert rates[0] != rates[2] == 0.001
+    assert rates[0] != rates[2] == 0.0005
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(
