@@ -50,6 +50,9 @@ MAX_SWEPT_VALUES = 1000
 # In the defaults list, but with nothing chosen and perhaps nothing offered.
 OPTIONAL_GROUPS = ("experiment", "sweep", "debug")
 
+# Keys of groups that have a value in YAML, and that null turns off.
+NULLABLE = ("model.enlarge_to", "model.mask_roi_pool", "model.mask_hidden_channels")
+
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "a mapping"}
 
 
@@ -415,7 +418,8 @@ def _known(cfg: DictConfig) -> dict[str, Any]:
     """Every key of a composed configuration, with the type that it asks for: the schema's, else its default's."""
     hints = typing.get_type_hints(RunConfig)
     known = {key: hint for key, hint in _keys(cfg) if key != "hydra" and not key.startswith("hydra.")}
-    return known | {key: hint for key, hint in hints.items() if key in known and hint is not Any}
+    known |= {key: hint for key, hint in hints.items() if key in known and hint is not Any}
+    return known | {key: known[key] | types.NoneType for key in NULLABLE if key in known and known[key] is not Any}
 
 
 def _key_faults(override: Override, known: dict[str, Any]) -> list[str]:

@@ -144,6 +144,7 @@ def test_every_fault_is_reported_at_once() -> None:
         "++optimizer.nesterov=true",
         "++optimizer.lr=0.1",
         "~optimizer.weight_decay",
+        "model.mask_roi_pool=null",
         "~debug",
         "optimizer={lr: 0.1}",
         "model.anchor_generator.sizes.0=[16]",
