@@ -371,3 +371,11 @@ def test_a_safe_name_is_short_and_readable() -> None:
     assert [len(name) for name in long] == [80, 80]
     assert long[0] != long[1]
     assert "/" not in long[0]
+
+
+def test_every_top_level_key_is_read_by_a_run_or_taken_up_by_another_key() -> None:
+    sources = "".join((CONF.parent / "detlab" / name).read_text() for name in ("run.py", "records.py", "jobs.py"))
+    yaml_files = "".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    groups = {"experiment", "sweep", "debug"}
+    for key in {field.name for field in dataclasses.fields(RunConfig)} - groups:
+        assert f"cfg.{key}" in sources or f"${{{key}" in yaml_files, key
