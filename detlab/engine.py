@@ -203,10 +203,10 @@ def train_one_epoch(
             images, targets = next(source)
             data_time += time.perf_counter() - asked
             with device.autocast():
-                losses: dict[str, Tensor] = model(device.images(images), device.targets(targets, iou_types))
-            loss = torch.stack(list(losses.values())).sum() / accumulate
+                parts: dict[str, Tensor] = model(device.images(images), device.targets(targets, iou_types))
+            loss = torch.stack(list(parts.values())).sum() / accumulate
             loss.backward()
-            for name, value in losses.items():
+            for name, value in parts.items():
                 sums[name] = value.detach() / accumulate + (sums[name] if name in sums else 0)
             image_ids += [target["image_id"] for target in targets]
         losses = {"loss": torch.stack(list(sums.values())).sum(), **sums}
