@@ -53,11 +53,11 @@ class Jobs:
         Args:
             error: what Hydra ended with.
         """
+        if error is not None and not self._failed:
+            return explain(error)
         if len(self._done) + len(self._failed) > 1:
             return self._summary()
-        if self._failed:
-            error = self._failed[0][1]
-        return 0 if error is None else explain(error)
+        return explain(self._failed[0][1]) if self._failed else 0
 
     def _summary(self) -> int:
         print("jobs done:", *self._done or ["none"], sep="\n  ")

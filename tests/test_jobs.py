@@ -1,0 +1,41 @@
+"""With which exit status a process ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from detlab.errors import NonFiniteLossError, UserError
+from detlab.jobs import Jobs
+
+
+def never(cfg: object) -> float:
+    raise AssertionError
+
+
+def test_a_sweep_whose_jobs_are_done_but_whose_sweeper_failed_has_not_succeeded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = Jobs(never)
+    jobs._done += ["0  a  bbox/AP 0.1", "1  b  bbox/AP 0.2"]
+    assert jobs.status(None) == 0
+    assert jobs.status(RuntimeError("the sweeper broke")) == 1
+    assert "the sweeper broke" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "trace"),
+    [
+        (None, 0, False),
+        (UserError("key: value"), 2, False),
+        (NonFiniteLossError("step 3"), 1, False),
+        (PermissionError(13, "Permission denied", "a"), 1, False),
+        (ZeroDivisionError("a bug of ours"), 1, True),
+    ],
+)
+def test_a_mistake_has_status_2_and_only_our_own_bugs_a_trace(
+    error: Exception | None, status: int, trace: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Jobs(never).status(error) == status
+    said = capsys.readouterr().err
+    assert said.startswith("detlab: ") == (error is not None and not trace)
+    assert ("ZeroDivisionError" in said) == trace
