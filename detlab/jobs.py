@@ -75,6 +75,7 @@ def explain(error: Exception) -> int:
     full_or_read_only = isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,
+        errno.EFBIG,
         errno.EROFS,
         errno.EACCES,
     )

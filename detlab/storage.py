@@ -20,6 +20,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write in, which takes the place of `path` only once it is whole and on the disk.
 
     A reader, at any instant, sees the old file or the new one; after a failure the old one is still there.
+
+    Raises:
+        OSError: with the file's name: the disk is full, read-only, or the like.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,6 +31,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer covers the system's error with one of its own, "unexpected pos 57596032 vs 57595968".
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
     def write_and_fail() -> None:
         with storage.replacing(path) as file:
             file.write(b"half of the n")
-            raise OSError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
         write_and_fail()
@@ -66,3 +69,29 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"a\.pt"):
         storage.load(path)
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from detlab import jobs, storage
+
+path = Path(sys.argv[1])
+storage.save({"weights": torch.zeros(10)}, path)
+before = path.read_bytes()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    storage.save({"weights": torch.zeros(1_000_000)}, path)
+except OSError as error:
+    assert path.read_bytes() == before
+    sys.exit(jobs.explain(error))
+"""
+
+
+def test_a_disk_that_takes_no_more_is_said_in_a_line_that_names_the_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.pt")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"detlab: [Errno 27] File too large: '{tmp_path / 'a.pt'}'\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
