@@ -70,7 +70,7 @@ def adapt_target(target: dict[str, Any], size: tuple[int, int], where: str) -> T
 
 
 class AdaptedDataset:
-    """Any map-style torch Dataset of `(image, target)`, split in two, with detlab's contract.
+    """Any map-style torch Dataset of `(image, target)`, split in parts, with detlab's contract.
 
     The tutorial's class works as it stands: PIL image, `image_id` a tensor of one element, boxes as xyxy, labels from 1.
     What the contract wants to know without decoding (sizes, ground truth) is learnt by reading the part once, when it is
@@ -79,21 +79,29 @@ class AdaptedDataset:
     Args:
         dataset: the user's data set.
         classes: names of the labels 1..K.
-        part: `train` or `val`.
+        part: `train`, `val` or `test`.
         val_size: number of images for validation.
         split_seed: of the random split.
+        test_size: number of images held out for the test.
 
     Raises:
         UserError: a sample that cannot be adapted, or an `image_id` that stands twice.
     """
 
     def __init__(
-        self, *, dataset: Dataset[Any], classes: Sequence[str], part: str, val_size: int, split_seed: int
+        self,
+        *,
+        dataset: Dataset[Any],
+        classes: Sequence[str],
+        part: str,
+        val_size: int,
+        split_seed: int,
+        test_size: int,
     ) -> None:
         self.class_map = ClassMap(tuple(classes))
         self._dataset = dataset
         self._name = type(dataset).__name__
-        self._chosen = random_split(len(cast(Any, dataset)), val_size, split_seed, part)
+        self._chosen = random_split(len(cast(Any, dataset)), val_size, split_seed, part, test_size=test_size)
         self.image_names = [f"{self._name}[{i}]" for i in self._chosen]
         self.iou_types: tuple[IouType, ...] = ("bbox",)
         first = self[0][1] if self._chosen else {}

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 
 from detlab.data.images import image_size, read_image, read_instances
 from detlab.data.split import random_split, split_from_file
+from detlab.download import Checksum, cache_folder, extract, fetch
 from detlab.errors import UserError
 from detlab.masks import decode, enclosing_boxes, encode
 from detlab.structures import ClassMap, IouType, Sample, Target
@@ -33,28 +34,52 @@ class _Objects:
         self.boxes = enclosing_boxes(pixels)
 
 
+def _downloaded(url: str, md5: str) -> Path:
+    """The folder that the zip extracts to, in the cache: downloaded and extracted if it is not there."""
+    archive, folder = cache_folder() / "PennFudanPed.zip", cache_folder() / "PennFudanPed"
+    if not folder.is_dir():
+        fetch(url, archive, checksum=Checksum("md5", md5), by_hand="give dataset.root=FOLDER with its two folders")
+        # Four times and twice of what the authors' zip holds: 512 files, 54 MB in all.
+        extract(archive, folder, max_bytes=200_000_000, max_files=1000)
+    return folder
+
+
 class PennFudan:
     """Penn-Fudan as its zip extracts: `PNGImages/NAME.png`, `PedMasks/NAME_mask.png`.
 
     In each mask every value above 0 is one person. The masks are read once, at the start; the images when asked for.
 
     Args:
-        root: the folder that holds the two folders.
-        part: `train` or `val`.
+        root: the folder that holds the two folders; None downloads the zip into the cache (`detlab.download`), once.
+        url: of the zip, for `root` None.
+        md5: of the zip.
+        part: `train`, `val` or `test`.
         val_size: number of images for validation.
+        test_size: number of images held out for the test.
         split_seed: of the random split over the sorted names.
-        split_file: JSON with "train" and "val", lists of image file names; replaces the random split.
+        split_file: JSON with "train", "val" and perhaps "test", lists of image file names; replaces the random split.
 
     Raises:
         UserError: a folder that is missing or empty, a mask without its image or the reverse, a file that cannot be
-            decoded, a mask that has not its image's size.
+            decoded, a mask that has not its image's size; a zip that cannot be downloaded, or is another one.
     """
 
     class_map = ClassMap(("pedestrian",))
     iou_types: tuple[IouType, ...] = ("bbox", "segm")
 
-    def __init__(self, *, root: str, part: str, val_size: int, split_seed: int, split_file: str | None) -> None:
-        self.root = Path(root).expanduser()
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        url: str,
+        md5: str,
+        part: str,
+        val_size: int,
+        test_size: int,
+        split_seed: int,
+        split_file: str | None,
+    ) -> None:
+        self.root = _downloaded(url, md5) if root is None else Path(root).expanduser()
         images, masks = self._files("PNGImages", ""), self._files("PedMasks", "_mask")
         for stem in sorted(images.keys() ^ masks.keys()):
             if stem in masks:
@@ -62,7 +87,7 @@ class PennFudan:
             raise UserError(f"{images[stem]}: an image without its mask PedMasks/{stem}_mask.png.")
         names = [images[stem].name for stem in sorted(images)]
         if split_file is None:
-            chosen = random_split(len(names), val_size, split_seed, part)
+            chosen = random_split(len(names), val_size, split_seed, part, test_size=test_size)
         else:
             chosen = split_from_file(Path(split_file).expanduser(), names, part)
         self.image_names = [names[i] for i in chosen]

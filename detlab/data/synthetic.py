@@ -30,11 +30,12 @@ class Synthetic:
     drawn is kept in memory (0.2 to 0.5 MB an image), so that only the first epoch pays for it.
 
     Args:
-        part: `train` or `val`.
+        part: `train`, `val` or `test`.
         difficulty: `easy` (144 x 192 pixels, up to 3 people) or `hard` (192 x 256, up to 6, crowded, busy).
         seed: makes the data; any integer.
         train_size: images in `train`.
         val_size: images in `val`.
+        test_size: images in `test`; may be 0.
 
     Raises:
         UserError: a part or difficulty that does not exist, a size below 1.
@@ -43,15 +44,19 @@ class Synthetic:
     class_map = ClassMap(("person",))
     iou_types: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
 
-    def __init__(self, *, part: str, difficulty: str, seed: int, train_size: int, val_size: int) -> None:
+    def __init__(
+        self, *, part: str, difficulty: str, seed: int, train_size: int, val_size: int, test_size: int
+    ) -> None:
         check_part(part)
         if difficulty not in LEVELS:
             raise UserError(f"dataset.difficulty={difficulty}: no such level; choose one of {', '.join(LEVELS)}.")
-        for key, size in (("train_size", train_size), ("val_size", val_size)):
-            if size < 1:
-                raise UserError(f"dataset.{key}={size}: must be 1 or more.")
+        sizes = {"train": train_size, "val": val_size, "test": test_size}
+        for name, size in sizes.items():
+            least = 0 if name == "test" else 1
+            if size < least:
+                raise UserError(f"dataset.{name}_size={size}: must be {least} or more.")
         self.part, self.difficulty, self.seed = part, difficulty, seed
-        self.image_names = [f"{part}-{i:04d}" for i in range(train_size if part == "train" else val_size)]
+        self.image_names = [f"{part}-{i:04d}" for i in range(sizes[part])]
         self._level = LEVELS[difficulty]
         self._samples: dict[int, Sample] = {}
 

@@ -40,7 +40,9 @@ class Plain(torch.utils.data.Dataset):
 
 
 def adapted(part: str = "val", **changes: Any) -> AdaptedDataset:
-    return AdaptedDataset(dataset=Plain(**changes), classes=["person"], part=part, val_size=2, split_seed=0)
+    return AdaptedDataset(
+        dataset=Plain(**changes), classes=["person"], part=part, val_size=2, split_seed=0, test_size=0
+    )
 
 
 def test_the_parts_share_no_image_and_keep_the_contract() -> None:

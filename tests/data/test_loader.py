@@ -14,7 +14,7 @@ from detlab.errors import UserError
 
 
 def small(part: str = "train") -> Synthetic:
-    return Synthetic(part=part, difficulty="easy", seed=0, train_size=9, val_size=3)
+    return Synthetic(part=part, difficulty="easy", seed=0, train_size=9, val_size=3, test_size=0)
 
 
 def batches(**changes: Any) -> EpochBatches:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SHARED, write_pennfudan
+from loopback import closed_port, serving
 from PIL import Image
 
 from detlab.data.loader import EvaluationSamples
@@ -16,11 +20,21 @@ from detlab.data.pennfudan import PennFudan
 from detlab.errors import UserError
 
 
-def dataset(root: Path, part: str = "train", val_size: int = 2, split_file: Path | None = None) -> PennFudan:
+def dataset(
+    root: Path | None,
+    part: str = "train",
+    val_size: int = 2,
+    split_file: Path | None = None,
+    url: str = "",
+    md5: str = "",
+) -> PennFudan:
     return PennFudan(
-        root=str(root),
+        root=None if root is None else str(root),
+        url=url,
+        md5=md5,
         part=part,
         val_size=val_size,
+        test_size=0,
         split_seed=0,
         split_file=None if split_file is None else str(split_file),
     )
@@ -125,6 +139,59 @@ def test_a_mask_of_another_size_is_named(pennfudan: Path) -> None:
     Image.fromarray(np.ones((10, 10), np.uint8)).save(pennfudan / "PedMasks" / "Ped00000_mask.png")
     with pytest.raises(UserError, match=r"Ped00000_mask\.png: 10 x 10 pixels"):
         dataset(pennfudan)
+
+
+@pytest.fixture
+def archive(pennfudan: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A zip as its authors serve it, of small images; the cache is an empty folder."""
+    path = pennfudan.with_name("served.zip")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("PennFudanPed/readme.txt", "of the authors")
+        for image in sorted(pennfudan.rglob("*.png")):
+            file.write(image, image.relative_to(pennfudan.parent))
+    monkeypatch.setenv("DETLAB_CACHE", str(pennfudan.parent / "cache"))
+    return path.read_bytes()
+
+
+def test_without_a_root_the_zip_is_downloaded_and_extracted_once_for_all_parts(archive: bytes, pennfudan: Path) -> None:
+    md5, built = hashlib.md5(archive).hexdigest(), []
+    with serving({"/a.zip": archive}, pause=0.2) as server:
+
+        def build(part: str) -> None:
+            built.append(dataset(None, part, url=server.url("/a.zip"), md5=md5))
+
+        threads = [threading.Thread(target=build, args=[part]) for part in ("train", "val")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert server.requests == [("/a.zip", None)]
+    assert {part.root for part in built} == {pennfudan.parent / "cache" / "PennFudanPed"}
+    train, val = sorted(built, key=len, reverse=True)
+    assert train.ground_truth() == dataset(pennfudan).ground_truth()
+    assert val.ground_truth() == dataset(pennfudan, "val").ground_truth()
+    assert torch.equal(train[0][0], dataset(pennfudan)[0][0])
+    # The server is gone: what lies in the cache needs none.
+    assert dataset(None, url=server.url("/a.zip"), md5=md5).image_names == train.image_names
+
+
+def test_another_zip_than_the_one_expected_is_refused(archive: bytes, pennfudan: Path) -> None:
+    with serving({"/a.zip": archive}) as server, pytest.raises(UserError, match="not 0000000000") as caught:
+        dataset(None, url=server.url("/a.zip"), md5="0" * 32)
+    assert server.url("/a.zip") in str(caught.value)
+    assert not (pennfudan.parent / "cache" / "PennFudanPed").exists()
+
+
+def test_offline_the_zip_may_be_put_into_the_cache_by_hand(archive: bytes) -> None:
+    url, md5 = f"http://127.0.0.1:{closed_port()}/a.zip", hashlib.md5(archive).hexdigest()
+    with pytest.raises(UserError) as caught:
+        dataset(None, url=url, md5=md5)
+    said = str(caught.value).splitlines()
+    assert len(said) == 2
+    assert url in said[0]
+    assert "dataset.root=" in said[1]
+    Path(said[1].split()[4]).write_bytes(archive)
+    assert len(dataset(None, url=url, md5=md5)) == 4
 
 
 def test_the_real_data_set_has_170_images_and_423_people() -> None:

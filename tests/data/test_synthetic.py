@@ -27,7 +27,7 @@ SAMPLES_SHA256 = "d480c91238c1153bbdbc1a4fce42f5d3651a3c6162eced304ce15ef4e174c9
 
 
 def dataset(difficulty: str = "easy", part: str = "train", seed: int = 0, size: int = 50) -> Synthetic:
-    return Synthetic(part=part, difficulty=difficulty, seed=seed, train_size=size, val_size=size)
+    return Synthetic(part=part, difficulty=difficulty, seed=seed, train_size=size, val_size=size, test_size=0)
 
 
 def fingerprint(sample: Sample) -> str:
@@ -243,13 +243,21 @@ def test_ground_truth_agrees_with_the_samples(level: str) -> None:
     ("change", "said"),
     [
         ({"difficulty": "medium"}, "dataset.difficulty=medium: no such level; choose one of easy, hard."),
-        ({"part": "test"}, "dataset: no part 'test'; there are train and val."),
+        ({"part": "all"}, "dataset: no part 'all'; there are train, val, test."),
+        ({"test_size": -1}, "dataset.test_size=-1: must be 0 or more."),
         ({"train_size": 0}, "dataset.train_size=0: must be 1 or more."),
         ({"val_size": -3}, "dataset.val_size=-3: must be 1 or more."),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(change: dict[str, object], said: str) -> None:
-    settings: dict[str, object] = {"part": "train", "difficulty": "easy", "seed": 0, "train_size": 2, "val_size": 2}
+    settings: dict[str, object] = {
+        "part": "train",
+        "difficulty": "easy",
+        "seed": 0,
+        "train_size": 2,
+        "val_size": 2,
+        "test_size": 0,
+    }
     with pytest.raises(UserError) as error:
         Synthetic(**(settings | change))  # type: ignore[arg-type]
     assert str(error.value) == said
