@@ -2,94 +2,127 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
-from torchvision.models import mobilenet, resnet
+from torchvision.models import get_model, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from detlab.errors import UserError
 from detlab.models.norms import norm_layer
 
-_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+NAMES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0",
+)  # fmt: skip
+FPN_CHANNELS = 256
 
 
-def _freeze_first(stages: list[list[nn.Module]], trainable_layers: int, norm: str) -> None:
-    """Leave only the last `trainable_layers` of the stages trainable."""
-    if not 0 <= trainable_layers <= len(stages):
-        raise UserError(
-            f"model.trainable_backbone_layers: {trainable_layers} is not in 0..{len(stages)}, the stages of this backbone."
-        )
-    if trainable_layers < len(stages) and norm == "batch":
-        raise UserError(
-            f"model.trainable_backbone_layers: {trainable_layers} of {len(stages)} with model.norm=batch: the statistics of frozen "
-            "layers would go on changing; take norm frozen or group, or train all layers."
-        )
-    for stage in stages[: len(stages) - trainable_layers]:
-        for module in stage:
-            module.requires_grad_(False)
+def _body(name: str, norm: str, norm_eps: float) -> nn.Sequential:
+    """A classification model of torchvision's without its classifier; its modules keep their names."""
+    classifier = get_model(name, weights=None, norm_layer=norm_layer(norm, norm_eps))
+    if not isinstance(classifier, resnet.ResNet):
+        return classifier.features  # type: ignore[return-value]
+    body = nn.Sequential()
+    for child_name, child in classifier.named_children():
+        if child_name not in ("avgpool", "fc"):
+            body.add_module(child_name, child)
+    return body
 
 
-def _start_as_identity(body: resnet.ResNet) -> None:
-    """Let each residual branch begin at zero (Goyal et al., 2017): training from scratch starts sooner."""
+def _start_as_identity(body: nn.Module) -> None:
+    """Let each residual branch of a ResNet begin at zero (Goyal et al., 2017): training from scratch starts sooner."""
     for module in body.modules():
         last = {resnet.Bottleneck: "bn3", resnet.BasicBlock: "bn2"}.get(type(module))
         if last is not None:
             nn.init.zeros_(getattr(module, last).weight)
 
 
-def resnet_fpn(*, name: str, norm: str, trainable_layers: int) -> BackboneWithFPN:
-    """A ResNet with a feature pyramid of 256 channels on its four stages and a pooled fifth map.
+def _stages(body: nn.Sequential) -> list[dict[str, nn.Module]]:
+    """The modules of a body by name, in stages: one begins where the resolution halves.
 
-    The modules and their names are those of torchvision's `resnet_fpn_backbone`, so state dicts go both ways; nothing is
-    downloaded.
+    As in torchvision, the widening 1 x 1 convolution that ends the MobileNets and EfficientNets is a stage of its own.
+    """
+    stages: list[dict[str, nn.Module]] = []
+    for name, child in body.named_children():
+        if any(getattr(module, "stride", None) in (2, (2, 2)) for module in child.modules()):
+            stages.append({})
+        stages[-1][name] = child
+    if len(stages[-1]) > 1:
+        stages.append(dict([stages[-1].popitem()]))
+    return stages
+
+
+def _freeze_first(stages: list[dict[str, nn.Module]], trainable_layers: int | Literal["all"], norm: str) -> None:
+    """Leave only the last `trainable_layers` of the stages trainable."""
+    trained = len(stages) if trainable_layers == "all" else trainable_layers
+    if not isinstance(trained, int) or not 0 <= trained <= len(stages):
+        raise UserError(
+            f"model.trainable_backbone_layers: {trainable_layers!r} is neither all nor in 0..{len(stages)}, the stages of this "
+            "backbone."
+        )
+    if trained < len(stages) and norm == "batch":
+        raise UserError(
+            f"model.trainable_backbone_layers: {trained} of {len(stages)} with model.norm=batch: the statistics of frozen "
+            "layers would go on changing; take norm frozen or group, or train all layers."
+        )
+    for stage in stages[: len(stages) - trained]:
+        for module in stage.values():
+            module.requires_grad_(False)
+
+
+def _out_channels(module: nn.Module) -> int:
+    return [part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)][-1]
+
+
+def backbone(
+    *, name: str, fpn: bool, norm: str, norm_eps: float, trainable_layers: int | Literal["all"]
+) -> BackboneWithFPN | nn.Sequential:
+    """A classification model of torchvision's as a backbone, with or without a feature pyramid (Lin et al., 2017).
+
+    The modules and their names are torchvision's, so state dicts go both ways: with a pyramid those of `resnet_fpn_backbone`
+    (for the others, `body` as in `mobilenet_backbone`), without one those of the classification model, of which MobileNets
+    and EfficientNets keep the `features`. The weights are random; nothing is downloaded.
 
     Args:
-        name: `resnet18`, `34`, `50`, `101` or `152`.
-        norm: `batch`, `frozen` or `group`, in the ResNet; the pyramid has none.
-        trainable_layers: 0..5, counted from the last stage; 5 trains all.
+        name: one of `NAMES`.
+        fpn: whether the last maps of 4, 8, 16 and 32 pixels a cell go into a pyramid, which has no norms.
+        norm: `batch`, `frozen` or `group`.
+        norm_eps: what the norms add to the variance.
+        trainable_layers: how many stages are trained, counted from the last; `all`, or a number up to 5 for the ResNets (as
+            in torchvision) and up to 6 for the others. The pyramid is always trained.
 
     Returns:
-        A module: `[B, 3, H, W]` to the maps "0".."3" and "pool", each `[B, 256, H / s, W / s]` with s = 4, 8, 16, 32, 64.
+        A module with `out_channels` and `name`. With a pyramid: `[B, 3, H, W]` to the maps "0".."3" and "pool", each
+        `[B, 256, H / s, W / s]` with s = 4, 8, 16, 32, 64. Without: to one map `[B, C, H / 32, W / 32]`, which torchvision
+        calls "0".
 
     Raises:
         UserError: an unknown name or norm, or a number of layers out of range.
+        ValueError: an `auto` that `detlab.models.weights.settle` should have replaced.
     """
-    if name not in _RESNETS:
-        raise UserError(f"model.backbone.name: {name!r} is not one of {', '.join(_RESNETS)}.")
-    body: resnet.ResNet = getattr(resnet, name)(weights=None, norm_layer=norm_layer(norm))
+    if "auto" in (norm, norm_eps, trainable_layers):
+        raise ValueError(
+            f"norm {norm}, norm_eps {norm_eps}, trainable_layers {trainable_layers}: an auto was not settled by the weights; "
+            "call detlab.models.weights.settle on the model's node before building it"
+        )
+    if name not in NAMES:
+        raise UserError(f"model.backbone.name: {name!r} is not one of {', '.join(NAMES)}.")
+    body = _body(name, norm, norm_eps)
     if norm != "frozen":
         _start_as_identity(body)
-    stages = [[body.conv1, body.bn1], [body.layer1], [body.layer2], [body.layer3], [body.layer4]]
-    _freeze_first([list(stage) for stage in stages], trainable_layers, norm)
-    channels = body.inplanes // 8
-    return BackboneWithFPN(
-        body,
-        return_layers={f"layer{i + 1}": str(i) for i in range(4)},
-        in_channels_list=[channels * 2**i for i in range(4)],
-        out_channels=256,
-    )
-
-
-def mobilenet_v2(*, norm: str, trainable_layers: int) -> nn.Sequential:
-    """MobileNetV2's `features`: one map of 1280 channels at a 32nd of the size, as in torchvision's fine-tuning tutorial.
-
-    Args:
-        norm: `batch`, `frozen` or `group`.
-        trainable_layers: 0..6, counted from the last stage; 6 trains all. A stage begins where the resolution halves.
-
-    Returns:
-        A module: `[B, 3, H, W]` to `[B, 1280, H / 32, W / 32]`; the map is called "0".
-
-    Raises:
-        UserError: an unknown norm, or a number of layers out of range.
-    """
-    features: nn.Sequential = mobilenet.mobilenet_v2(weights=None, norm_layer=norm_layer(norm)).features
-    blocks = list(features)
-    starts = [0] + [i for i, block in enumerate(blocks) if getattr(block, "_is_cn", False)] + [len(blocks) - 1]
-    stages = [blocks[a:b] for a, b in zip(starts, [*starts[1:], len(blocks)], strict=True)]
+    stages = _stages(body)
     _freeze_first(stages, trainable_layers, norm)
-    features.out_channels = 1280  # type: ignore[assignment]
-    return features
+    ends = [list(stage)[-1] for stage in (*stages[1:4], stages[-1])]
+    channels = [_out_channels(body.get_submodule(end)) for end in ends]
+    if fpn:
+        built = BackboneWithFPN(body, {end: str(i) for i, end in enumerate(ends)}, channels, FPN_CHANNELS)
+    else:
+        built = body
+        built.out_channels = channels[-1]  # type: ignore[assignment]
+    built.name = name  # type: ignore[assignment]
+    return built
 
 
 @torch.no_grad()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
@@ -14,8 +13,9 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from detlab.errors import UserError
 from detlab.models.backbones import feature_maps
-from detlab.models.weights import load_weights
-from detlab.structures import IouType
+from detlab.models.builders import call_builder
+from detlab.models.weights import start_from
+from detlab.structures import IOU_TYPES, IouType
 
 
 def check_parts(
@@ -52,8 +52,14 @@ def check_parts(
             raise UserError(f"model.{key}.featmap_names: no map {unknown[0]!r}; the backbone has {', '.join(maps)}.")
 
 
-def _outputs_in_float32(*modules: nn.Module | None) -> None:
-    """Make modules return float32 under autocast, since the boxes, anchors and losses made of it need more than 8 bits.
+# The modules of torchvision's detectors whose outputs become boxes, anchors and losses, which need more than 8 bits.
+PRECISE = (
+    "backbone", "head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor",
+)  # fmt: skip
+
+
+def _outputs_in_float32(model: nn.Module) -> None:
+    """Make the precise modules return float32 under autocast.
 
     torchvision makes its anchors in the maps' type: in bfloat16 they would be off by pixels.
     """
@@ -65,8 +71,8 @@ def _outputs_in_float32(*modules: nn.Module | None) -> None:
             return type(output)((key, float32(value)) for key, value in output.items())
         return type(output)(float32(value) for value in output)
 
-    for module in modules:
-        if module is not None:
+    for name, module in model.named_modules():
+        if name in PRECISE:
             module.register_forward_hook(lambda _module, _inputs, output: float32(output))
 
 
@@ -93,7 +99,8 @@ def rcnn(
     mask_hidden_channels: int | None,
     weights: str,
     norm: str,
-    trainable_backbone_layers: int,
+    norm_eps: float,
+    trainable_backbone_layers: int | Literal["all"],
     min_size: int | Sequence[int],
     max_size: int,
     enlarge_to: int | None,
@@ -128,8 +135,10 @@ def rcnn(
         box_roi_pool: for the box head.
         mask_roi_pool: for the mask head; None for a detector without masks.
         mask_hidden_channels: of the mask predictor (256 in the tutorial); None where there is no mask head.
-        weights: `none`, or a file with a detlab checkpoint or a state dict.
+        weights: `none`, `imagenet` for the backbone, `coco` for all but the predictors, or a file with a detlab checkpoint or
+            a state dict.
         norm: that of the backbone, which interpolates it.
+        norm_eps: that of the backbone, which interpolates it.
         trainable_backbone_layers: that of the backbone, which interpolates it.
         min_size: the shorter side that images are resized to, in pixels; of several, training draws one for each image.
         max_size: what the longer side may not exceed, in pixels.
@@ -141,7 +150,7 @@ def rcnn(
         torchvision's detector, with `iou_types`.
 
     Raises:
-        UserError: parts that do not fit each other, weights that do not fit.
+        UserError: parts that do not fit each other, weights that cannot be had or do not fit.
     """
     check_parts(backbone, anchor_generator, {"box_roi_pool": box_roi_pool, "mask_roi_pool": mask_roi_pool})
     if (mask_roi_pool is None) != (mask_hidden_channels is None):
@@ -179,7 +188,6 @@ def rcnn(
     )
     # Any: a module's attributes are Tensor or Module to the type checker.
     heads: Any = model.roi_heads
-    rpn: Any = model.rpn
     iou_types: tuple[IouType, ...] = ("bbox",)
     if mask_roi_pool is not None and mask_hidden_channels is not None:
         out_channels: int = backbone.out_channels  # type: ignore[assignment]
@@ -187,11 +195,51 @@ def rcnn(
         heads.mask_head = MaskRCNNHeads(out_channels, (256, 256, 256, 256), 1)
         heads.mask_predictor = MaskRCNNPredictor(256, mask_hidden_channels, num_classes)
         iou_types = ("bbox", "segm")
-    _outputs_in_float32(
-        model.backbone, rpn.head, heads.box_predictor, heads.mask_predictor if heads.has_mask() else None
-    )
+    _outputs_in_float32(model)
     _start_small(heads)
     model.iou_types = iou_types  # type: ignore[assignment]
-    if weights != "none":
-        load_weights(model, Path(weights).expanduser())
+    start_from(model, weights)
     return model
+
+
+def _without_background(model: nn.Module) -> None:
+    """Make a model predict objects alone: RetinaNet and FCOS score class 0 like any other, though no target ever has it."""
+
+    def objects(output: Any) -> Any:
+        if isinstance(output, dict):  # of losses
+            return output
+        return [{key: value[found["labels"] > 0] for key, value in found.items()} for found in output]
+
+    model.register_forward_hook(lambda _module, _inputs, output: objects(output))
+
+
+def wrapped(
+    *, num_classes: int, model: Callable[..., nn.Module], iou_types: Sequence[IouType], weights: str
+) -> nn.Module:
+    """A raw torchvision detector as one of detlab's; torchvision downloads nothing for it.
+
+    RetinaNet, FCOS and SSD count the background as class 0, as the R-CNNs do: labels are 1..K for all of them, and
+    predictions of class 0 are dropped.
+
+    Args:
+        num_classes: with the background, K + 1; from the class map, never from a user.
+        model: torchvision's builder (or a function like it) with its arguments, a node with `_partial_: true`.
+        iou_types: what it predicts.
+        weights: `none`, or a file with a detlab checkpoint or a state dict.
+
+    Returns:
+        What the builder makes, with `iou_types`.
+
+    Raises:
+        UserError: an argument that makes torchvision download or that its builder would ignore, an unknown type of
+            prediction, weights that do not fit.
+    """
+    unknown = [name for name in iou_types if name not in IOU_TYPES]
+    if unknown or not iou_types:
+        raise UserError(f"model.iou_types: {list(iou_types)} is not allowed; allowed: some of {', '.join(IOU_TYPES)}.")
+    built = call_builder(model, num_classes)
+    built.iou_types = tuple(iou_types)  # type: ignore[assignment]
+    _outputs_in_float32(built)
+    _without_background(built)
+    start_from(built, weights)
+    return built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -14,25 +15,29 @@ from detlab.errors import UserError
 Norm = Literal["batch", "frozen", "group"]
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     """GroupNorm with up to 32 groups: as many as divide the channels (Wu and He, 2018)."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
 
 
-def norm_layer(norm: str) -> Callable[[int], nn.Module]:
+def norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:
     """What builds a norm of that name, from the number of channels.
 
+    Args:
+        norm: `batch`, `frozen` or `group`.
+        eps: what is added to the variance.
+
     Raises:
-        UserError: a name other than `batch`, `frozen`, `group`.
+        UserError: another name.
     """
-    layers: dict[str, Callable[[int], nn.Module]] = {
+    layers: dict[str, Callable[..., nn.Module]] = {
         "batch": nn.BatchNorm2d,
         "frozen": FrozenBatchNorm2d,
         "group": group_norm,
     }
     if norm not in layers:
         raise UserError(f"model.norm: {norm!r} is not one of {', '.join(layers)}.")
-    return layers[norm]
+    return functools.partial(layers[norm], eps=eps)
 
 
 def norm_of_keys(keys: Iterable[str]) -> Norm:
