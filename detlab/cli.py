@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from detlab import __version__
-from detlab.errors import UserError
 
 # What each command does, and the module of detlab.commands that has its `main(argv) -> int`.
 COMMANDS = {
     "train": "train, score and record a run, or a sweep of runs with -m (python -m detlab.run is the same)",
+    "evaluate": "score a run's model, on its own data set or another: detlab evaluate RUN [overrides] [--part val] [--json]",
     "score": "score a COCO results file: detlab score GT.json RESULTS.json [--iou-type bbox|segm|keypoints] [--json]",
+    "predict": "draw and write what a run's model detects: detlab predict RUN IMAGE... [--out DIR] [--threshold 0.5]",
 }
 
 
@@ -49,13 +51,16 @@ def main(argv: list[str] | None = None) -> int:
 
         sys.argv[1:] = rest
         return run.main()
+    sys.path.insert(0, os.getcwd())  # a user's own classes lie in the working folder
     try:
         return importlib.import_module(f"detlab.commands.{command}").main(rest)
-    except UserError as error:
-        print(f"detlab: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
+        print("detlab: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from detlab.jobs import explain
+
+        return explain(error)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
-from detlab.pictures import COLOURS, comparison, draw
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detlab.pictures import COLOURS, comparison, draw, save
 from detlab.structures import ClassMap
 
 CLASSES = ClassMap(("person",))
@@ -21,6 +26,7 @@ def objects(score: float) -> dict[str, torch.Tensor]:
 
 def test_a_mask_and_its_box_are_drawn_where_they_lie() -> None:
     picture = draw(GREY, objects(0.9), CLASSES, threshold=0.5, shorter_side=40)
+    assert GREY.unique().tolist() == [100]  # what was given is not painted on
     assert picture.shape == GREY.shape
     assert picture.dtype == torch.uint8
     assert tuple(picture[:, 33, 10].tolist()) == COLOURS[0]
@@ -50,3 +56,75 @@ def test_a_comparison_holds_a_prediction_and_its_truth_for_each_image() -> None:
     boxes = {key: value for key, value in objects(0.9).items() if key != "masks"}
     grid = comparison([(GREY, truth), (wide, truth)], [objects(0.9), boxes], CLASSES, threshold=0.5)  # type: ignore
     assert grid.shape == (3, 288 + 8, 4 * (576 + 4) + 4)
+
+
+def test_of_the_ground_truth_only_what_is_predicted_is_shown() -> None:
+    truth = {**objects(0.9), "keypoints": torch.full((1, 17, 3), 20.0)}
+    plain = {key: value for key, value in truth.items() if key not in ("masks", "keypoints")}
+    shown, alone = (
+        comparison([(GREY, target)], [plain], CLASSES, threshold=0.5)  # type: ignore[list-item,arg-type]
+        for target in (truth, plain)
+    )
+    assert torch.equal(shown, alone)
+
+
+def test_keypoints_are_drawn_where_they_lie_joined_by_a_persons_limbs_and_hidden_ones_are_not() -> None:
+    points = torch.zeros(1, 17, 3)
+    points[0, 5] = torch.tensor([100.0, 100, 2])  # left shoulder
+    points[0, 6] = torch.tensor([200.0, 100, 2])  # right shoulder
+    points[0, 0] = torch.tensor([150.0, 60, 2])  # nose, joined to no shoulder
+    points[0, 11] = torch.tensor([100.0, 180, 0])  # left hip, unknown
+    grey = torch.full((3, 300, 300), 100, dtype=torch.uint8)
+    person = {"boxes": torch.tensor([[40.0, 20, 260, 280]]), "labels": torch.tensor([1]), "keypoints": points}
+    picture = draw(grey, person, CLASSES, threshold=0.5, shorter_side=300)
+    for x, y in ((100, 99), (200, 99), (150, 60)):  # beside the limb
+        assert tuple(picture[:, y, x].tolist()) == COLOURS[0]
+    assert picture[:, 100, 150].tolist() == [255, 255, 255]
+    assert picture[:, 180, 100].tolist() == picture[:, 80, 125].tolist() == [100, 100, 100]
+
+
+def test_points_that_are_no_persons_are_drawn_without_limbs() -> None:
+    thing = {
+        "boxes": torch.tensor([[40.0, 20, 260, 280]]),
+        "labels": torch.tensor([1]),
+        "keypoints": torch.tensor([[[100.0, 100, 1], [200, 100, 1]]]),
+    }
+    grey = torch.full((3, 300, 300), 100, dtype=torch.uint8)
+    picture = draw(grey, thing, CLASSES, threshold=0.5, shorter_side=300)
+    assert tuple(picture[:, 100, 100].tolist()) == tuple(picture[:, 100, 200].tolist()) == COLOURS[0]
+    assert picture[:, 100, 150].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("side", [400, 1600])
+def test_lines_and_letters_grow_with_the_picture(side: int) -> None:
+    grey = torch.full((3, side, side), 100, dtype=torch.uint8)
+    left = side // 4
+    box = {"boxes": torch.tensor([[left, left, 3 * left, 3 * left]]).float(), "labels": torch.tensor([1])}
+    picture = draw(grey, box, CLASSES, threshold=0.5, shorter_side=1)
+    middle = picture[:, side // 2, : side // 2].T
+    width = int((middle == torch.tensor(COLOURS[0])).all(1).sum())
+    assert width == 2 * side // 400
+    letters = (picture[:, left : 2 * left, left : 2 * left] < 50).all(0)
+    height = int(letters.any(1).sum())
+    assert height == pytest.approx(10 * side / 400, rel=0.35)
+
+
+def test_a_name_is_not_cut_off_by_the_edge_of_the_picture() -> None:
+    grey = torch.full((3, 60, 200), 100, dtype=torch.uint8)
+    black = []
+    for left in (20.0, 180.0):
+        box = {"boxes": torch.tensor([[left, 10, left + 20, 50]]), "labels": torch.tensor([1])}
+        black.append(int((draw(grey, box, CLASSES, threshold=0.5, shorter_side=1) < 60).all(0).sum()))
+    assert black[0] > 40
+    assert black[1] == pytest.approx(black[0], rel=0.2)
+
+
+def test_a_picture_is_saved_in_the_format_of_its_name(tmp_path: Path) -> None:
+    picture = draw(GREY, objects(0.9), CLASSES, threshold=0.5, shorter_side=40)
+    for name, kind in (("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a", "PNG")):
+        save(picture, tmp_path / name)
+        with Image.open(tmp_path / name) as image:
+            pixels = np.array(image)
+            assert image.format == kind
+        assert np.abs(pixels.astype(int) - picture.permute(1, 2, 0).numpy()).mean() < (0.1 if kind == "PNG" else 8)
+    assert len(list(tmp_path.iterdir())) == 4

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detlab.errors import UserError
+from detlab.evaluation.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
-    from detlab.evaluation.metrics import Metric
     from detlab.structures import IouType
 
 
@@ -29,23 +30,39 @@ def main(argv: list[str]) -> int:
         SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
     """
     arguments = _parser().parse_args(argv)
-    ground_truth = _read(
-        arguments.ground_truth, dict, "a COCO ground truth is an object with images, annotations and categories"
+    order = "The order is GT.json RESULTS.json"
+    ground_truth = read_json(
+        arguments.ground_truth,
+        dict,
+        f"a COCO ground truth is an object with images, annotations and categories. {order}",
     )
-    results = _read(arguments.results, list, "COCO results are a list of detections")
+    results = read_json(arguments.results, list, f"COCO results are a list of detections. {order}")
     # Only now: pycocotools and torch take seconds, which --help and a wrong file name should not.
     from detlab.evaluation.coco import score
-    from detlab.evaluation.metrics import METRICS
 
     iou_type: IouType = arguments.iou_type or _inferred_iou_type(results)
     numbers = score(ground_truth, results, iou_type, sigmas=arguments.sigmas)
     if arguments.json:
-        print(json.dumps({name: None if math.isnan(value) else value for name, value in numbers.items()}))
+        print(as_json(numbers))
         return 0
     print(f"{iou_type}{'' if arguments.iou_type else ' (by the fields of the results; --iou-type chooses)'}:")
-    for metric in METRICS[iou_type]:
-        print(_coco_line(metric, numbers[f"{iou_type}/{metric.name}"]))
+    print_numbers(iou_type, numbers)
     return 0
+
+
+def as_json(numbers: Mapping[str, float]) -> str:
+    """Numbers by name as one JSON object; null where there is nothing to measure."""
+    return json.dumps({name: None if math.isnan(value) else value for name, value in numbers.items()})
+
+
+def print_numbers(iou_type: IouType, numbers: Mapping[str, float]) -> None:
+    """The lines of COCO's own summary, and with several classes one more for each; `nan`: nothing to measure."""
+    metrics, by_class = METRICS[iou_type], f"{iou_type}/AP/"
+    for metric in metrics:
+        print(_coco_line(metric, numbers[f"{iou_type}/{metric.name}"]))
+    for name, value in numbers.items():
+        if name.startswith(by_class):
+            print(f"{_coco_line(metrics[0], value)}  {name.removeprefix(by_class)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,8 +96,17 @@ def comma_separated_numbers(text: str) -> list[float]:
     return [float(sigma) for sigma in text.split(",")]
 
 
-def _read(path: Path, expected: type, said: str) -> Any:
-    """A JSON file's content, of the expected type."""
+def read_json(path: Path, expected: type, said: str) -> Any:
+    """A JSON file's content.
+
+    Args:
+        path: the file.
+        expected: the type that it must hold.
+        said: what that is, as the error will say it.
+
+    Raises:
+        UserError: a file that cannot be read, is no JSON, or holds something else.
+    """
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -90,7 +116,7 @@ def _read(path: Path, expected: type, said: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON: byte {error.start} is no text.") from error
     if not isinstance(content, expected):
-        raise UserError(f"{path}: holds a {type(content).__name__}; {said}. The order is GT.json RESULTS.json.")
+        raise UserError(f"{path}: holds a {type(content).__name__}; {said}.")
     return content
 
 
@@ -103,7 +129,7 @@ def _inferred_iou_type(results: list[Any]) -> IouType:
 
 
 def _coco_line(metric: Metric, value: float) -> str:
-    """One number in the words of COCO's own summary; `nan` where there was nothing to measure."""
+    """One number in the words of COCO's own summary."""
     title = "Average Precision  (AP)" if metric.name.startswith("AP") else "Average Recall     (AR)"
     measured = f"IoU={metric.iou:<9} | area={metric.area:>6} | maxDets={metric.max_detections:>3}"
     return f" {title} @[ {measured} ] = {value:.3f}"

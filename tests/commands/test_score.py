@@ -47,11 +47,14 @@ def test_the_lines_are_cocos_and_the_type_is_said(tmp_path: Path, capsys: pytest
     assert main(written(tmp_path, GROUND_TRUTH, [ROW])) == 0
     said, *lines = capsys.readouterr().out.splitlines()
     assert said.startswith("bbox (by the fields of the results")
-    assert len(lines) == 12
+    assert len(lines) == 14
     assert lines[0] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.500"
     assert lines[1] == " Average Precision  (AP) @[ IoU=0.50      | area=   all | maxDets=100 ] = 1.000"
     assert lines[3] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = nan"
     assert lines[6] == " Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = 0.500"
+    # One more for each of several classes.
+    assert lines[12] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.500  cat"
+    assert lines[13] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = nan  dog"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""`detlab evaluate`: how good is a run's model, on its own data set or on another one?"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detlab.commands.output import refuse_existing
+from detlab.commands.score import as_json, print_numbers
+from detlab.errors import UserError
+
+# What an override may change: on what the model is scored, and where that is computed. The model is the run's.
+TAKEN = ("dataset", "evaluator", "workers", "device", "precision", "allow", "hydra.searchpath")
+FILES = ("ground_truth.json", "predictions.json", "metrics.json")
+
+
+def main(argv: list[str]) -> int:
+    """Score a run's checkpoint and print the numbers.
+
+    Args:
+        argv: the arguments after `detlab evaluate`.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: no such run, an override that does not fit, a data set of other classes, files that are in the way.
+        SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
+    """
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.out is not None:
+        refuse_existing(arguments.out, FILES, overwrite=arguments.overwrite)
+    # Only now: all this takes seconds, which --help should not.
+    from omegaconf import OmegaConf
+
+    from detlab import engine, parts
+    from detlab.checkpoint import load_model, read
+    from detlab.config import build, check, register
+    from detlab.detector import checkpoint_of
+    from detlab.preflight import compose_again
+    from detlab.stopping import RunStopping
+    from detlab.structures import learnable_iou_types
+
+    register()
+    path = checkpoint_of(arguments.run)
+    state = read(path)
+    cfg = compose_again(state["overrides"], arguments.overrides, taken=TAKEN, source=str(path))
+    check(cfg)
+    device = engine.select_device(cfg.device, cfg.precision)
+    dataset = build(cfg.dataset, group="dataset", allow=cfg.allow, part=arguments.part)
+    if not len(dataset):
+        raise UserError(f"--part: the part {arguments.part!r} of the data set has no images.")
+    _check_classes(dataset.class_map.names, state["class_map"]["names"], path)
+    model, _ = load_model(path, allow=cfg.allow)
+    iou_types = learnable_iou_types(model, dataset.iou_types, OmegaConf.create(state["config"]).objective)
+    device.place(model)
+    evaluator = parts.evaluator(cfg, dataset, iou_types)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    batches = _with_bar(parts.evaluation_batches(cfg, dataset, device), len(dataset))
+    # Never entered, so that Ctrl-C ends the command at once: there is no state to save.
+    stopping = RunStopping(max_steps=None, max_minutes=None)
+    metrics = engine.evaluate(model, batches, evaluator, stopping, device=device)
+    assert metrics is not None
+    if arguments.out is not None:
+        _write(arguments.out, dataset.ground_truth(), evaluator.results(), metrics)
+    if arguments.json:
+        print(as_json(metrics))
+        return 0
+    print(f"{path}, {arguments.part} of {type(dataset).__name__}, {len(dataset)} images")
+    for iou_type in iou_types:
+        print(f"{iou_type}:")
+        print_numbers(iou_type, metrics)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="detlab evaluate",
+        description="Scores a run's best checkpoint, or any checkpoint file, with COCO's numbers: on the data set that the run "
+        "was evaluated on, or on the one that the overrides name.",
+        epilog="example: detlab evaluate outputs/2026-01-31/12-00-00 dataset=pennfudan dataset.root=DIR --out scores",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a checkpoint file")
+    parser.add_argument(
+        "overrides",
+        metavar="OVERRIDE",
+        nargs="*",
+        help="key=value, group=choice; of " + ", ".join(TAKEN),
+    )
+    parser.add_argument("--part", default="val", help="part of the data set: train, val (the default) or test")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {', '.join(FILES)} into DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace these files where they exist")
+    parser.add_argument("--json", action="store_true", help="one JSON object; null: nothing to measure")
+    return parser
+
+
+def _check_classes(ours: Sequence[str], theirs: Sequence[str], path: Path) -> None:
+    """Refuse a data set whose labels mean something else than the model's."""
+    for label, (our, their) in enumerate(itertools.zip_longest(ours, theirs, fillvalue="missing"), start=1):
+        if our != their:
+            raise UserError(
+                f"dataset: class {label} is {our!r} in the data set, but {their!r} in {path}; both need the same class names "
+                "in the same order."
+            )
+
+
+def _with_bar(batches: Iterable[Any], count: int) -> Iterable[Any]:
+    """The batches, with a bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    bar = Console(stderr=True)
+    return track(batches, "evaluating", total=count, console=bar, transient=True, disable=not bar.is_terminal)
+
+
+def _write(
+    folder: Path, ground_truth: dict[str, Any], results: list[dict[str, Any]], metrics: Mapping[str, float]
+) -> None:
+    """The three files that say what was scored, and from which `detlab score` computes it again."""
+    from detlab import storage
+
+    contents = (json.dumps(ground_truth), json.dumps(results), as_json(metrics) + "\n")
+    for name, content in zip(FILES, contents, strict=True):
+        storage.write_text(folder / name, content)
