@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from detlab import storage
+from detlab import distributed, storage
+from detlab.averaging import Average
 from detlab.config import build
 from detlab.errors import UserError
 from detlab.structures import ClassMap
@@ -32,16 +34,33 @@ class Position:
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     last_metrics: dict[str, float] = field(default_factory=dict)
+    stale: int = 0  # evaluations since the best one
+    best_average: dict[str, float] = field(default_factory=dict)  # metrics of the averaged weights at their best
+    test_metrics: dict[str, float] = field(default_factory=dict)
 
     def improve(self, metrics: dict[str, float], objective: str) -> bool:
         """Take the metrics of the present step; whether they are the best so far. What is not a number is the worst."""
         self.evaluated, self.last_metrics = self.step, metrics
-        value = metrics[objective] if math.isfinite(metrics[objective]) else None
-        better = value is not None and (self.best is None or value > self.best)
-        if not better and self.best_metrics:
+        self.stale += 1
+        if not _better(metrics, self.best_metrics, objective):
             return False
-        self.best, self.best_step, self.best_metrics = value, self.step, metrics
+        self.best = metrics[objective] if math.isfinite(metrics[objective]) else None
+        self.best_step, self.best_metrics, self.stale = self.step, metrics, 0
         return True
+
+    def improve_average(self, metrics: dict[str, float], objective: str) -> bool:
+        """The same for the averaged weights."""
+        if not _better(metrics, self.best_average, objective):
+            return False
+        self.best_average = metrics
+        return True
+
+
+def _better(metrics: dict[str, float], best: dict[str, float], objective: str) -> bool:
+    value = metrics[objective]
+    if not best or not math.isfinite(best[objective]):
+        return not best or math.isfinite(value)
+    return value > best[objective]
 
 
 @dataclass(frozen=True)
@@ -71,11 +90,27 @@ class Checkpoints:
 
     def __init__(self, run_folder: Path, origin: Origin) -> None:
         self.folder = run_folder / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._origin = origin
+        self._saved = time.monotonic()
+        if distributed.first():
+            self.folder.mkdir(parents=True, exist_ok=True)
 
-    def save_last(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, position: Position) -> None:
+    @property
+    def age(self) -> float:
+        """Seconds since the state was saved, or since the run began."""
+        return time.monotonic() - self._saved
+
+    def save_last(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        position: Position,
+        average: Average | None,
+    ) -> None:
         """Write the whole state; the one before becomes `previous.pt`."""
+        if not distributed.first():
+            return
         last, newest = self.folder / "last.pt", self.folder / "newest.pt"
         state = {
             **self._origin.record(),
@@ -84,27 +119,42 @@ class Checkpoints:
             "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
             "position": asdict(position),
         }
+        if average is not None:
+            state["average"] = average.state_dict()
         # Both old files stay until the new one is whole: a full disk or a kill at any instant leaves one to go on from.
         storage.save(state, newest)
         if last.exists():
             last.replace(self.folder / "previous.pt")
         newest.replace(last)
+        self._saved = time.monotonic()
 
-    def save_best(self, model: nn.Module, position: Position) -> None:
-        """Write the weights, and what rebuilds the model without network."""
-        metrics = dict(position.best_metrics)
-        storage.save(
-            {**self._origin.record(), "model": model.state_dict(), "step": position.best_step, "metrics": metrics},
-            self.folder / "best.pt",
-        )
+    def save_weights(self, name: str, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
+        """Write weights (`best.pt`, `best_ema.pt`), and what rebuilds the model without network."""
+        if distributed.first():
+            content = {**self._origin.record(), "model": model.state_dict(), "step": step, "metrics": dict(metrics)}
+            storage.save(content, self.folder / name)
 
-    def restore(self, path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> Position:
+    def best_weights(self) -> dict[str, Any]:
+        """The weights of `best.pt`, which the first process reads for all."""
+        return distributed.from_first(lambda: read(self.folder / "best.pt")["model"])
+
+    def restore(
+        self, run: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, average: Average | None
+    ) -> Position:
         """Bring everything back to where a state was saved; what the config now says of the optimizer holds from here on.
+
+        Args:
+            run: a run's folder, or one of its states.
+            model: is given the saved weights.
+            optimizer: is given the saved state, but keeps its settings.
+            schedule: goes on at the saved step.
+            average: is given the saved average; without one it begins at the saved weights.
 
         Raises:
             UserError: a file that is damaged, no state, of other classes or another model, or with other batches.
         """
-        state = read(path)
+        path = state_file(run)
+        state = distributed.from_first(lambda: read(path))
         if "position" not in state:
             raise UserError(f"{path}: holds weights only; resume needs last.pt or previous.pt.")
         theirs, ours = state["class_map"]["names"], list(self._origin.class_map.names)
@@ -127,6 +177,10 @@ class Checkpoints:
         schedule.load_state_dict({**schedule.state_dict(), **state["schedule"], "base_lrs": schedule.base_lrs})
         for group, rate in zip(optimizer.param_groups, _rates(schedule, state["optimizer"]), strict=True):
             group["lr"] = rate
+        if average is not None and "average" in state:
+            average.load_state_dict(state["average"])
+        elif average is not None:
+            average.restart(model)
         return Position(**state["position"])
 
 
@@ -173,11 +227,11 @@ def load_strict(model: nn.Module, weights: Mapping[str, Any], path: Path) -> Non
         raise UserError(f"{path}: holds another model than the one configured: {first}") from None
 
 
-def load_model(path: Path) -> tuple[nn.Module, ClassMap]:
+def load_model(path: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, ClassMap]:
     """Rebuild a checkpoint's model from what the file says, without network, in evaluation mode, on the CPU.
 
-    The saved config is a stranger's: only detlab's and torchvision's own classes are built from it, and those of packages
-    named in the environment variable DETLAB_ALLOW.
+    The saved config is a stranger's: only detlab's and torchvision's own classes are built from it, and those of the packages
+    that `allow`, or the environment variable DETLAB_ALLOW, names.
 
     Raises:
         UserError: the file is no readable checkpoint, or names a class that is not allowed.
@@ -188,6 +242,6 @@ def load_model(path: Path) -> tuple[nn.Module, ClassMap]:
     # The weights are in this file: the one that training began with is not needed, and may be gone.
     if "weights" in config.model:
         config.model.weights = "none"
-    model = build(config.model, group="model", num_classes=len(class_map) + 1)
+    model = build(config.model, group="model", allow=allow, num_classes=len(class_map) + 1)
     load_strict(model, state["model"], path)
     return model.eval(), class_map

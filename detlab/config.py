@@ -66,8 +66,12 @@ PASSED_BY_RUNNER: dict[str, tuple[str, ...]] = {
 }
 # Of these, what a target need not take: torch's own schedules know no length of a run.
 PASSED_WHERE_TAKEN = ("total_steps", "steps_per_epoch")
-# Keys of a node that are no arguments of what it builds: the top level takes them up by interpolation.
-SUGGESTIONS: dict[str, tuple[str, ...]] = {"dataset": ("image_size", "image_sizes"), "model": ("objective",)}
+# Keys of a node that are no arguments of what it builds: the top level takes them up by interpolation, `groups` the run.
+SUGGESTIONS: dict[str, tuple[str, ...]] = {
+    "dataset": ("image_size", "image_sizes"),
+    "model": ("objective",),
+    "optimizer": ("groups",),
+}
 TARGET_KEYS = ("_target_", "_args_", "_partial_", "_convert_")
 
 
@@ -82,6 +86,7 @@ class RunConfig:
     schedule: Any = MISSING
     evaluator: Any = MISSING
     name: str = MISSING
+    tags: list[str] = MISSING
     seed: int = MISSING
     epochs: int = MISSING
     max_steps: int | None = MISSING
@@ -92,11 +97,19 @@ class RunConfig:
     image_size: Any = MISSING  # min and max; Any, since it may be an interpolation of the data set's
     workers: int = MISSING
     device: str = MISSING
+    devices: int | str = MISSING
+    timeout: float = MISSING
     # OmegaConf knows no Literal, and its enums would not compare equal to their names.
     precision: str = field(default=MISSING, metadata={"choices": ("fp32", "bf16")})
     clip_grad_norm: float | None = MISSING
+    ema: float | None = MISSING
+    overfit: int | None = MISSING
+    profile: int | None = MISSING
     log_every: int = MISSING
     eval_every: int = MISSING
+    val_loss: bool = MISSING
+    patience: int | None = MISSING
+    stop_at: float | None = MISSING
     objective: str = MISSING
     resume: str | None = MISSING
     allow: list[str] = MISSING
@@ -121,12 +134,35 @@ class DetlabSearchPath(SearchPathPlugin):
             search_path.append(provider="experiments", path=f"file://{EXPERIMENTS}")
 
 
-@functools.cache
+def processes_announced() -> int:
+    """How many processes torchrun, or a launcher like it, has started this one among; 1 where none has."""
+    return int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ and "RANK" in os.environ else 1
+
+
+_RUN_FOLDERS: dict[str, str] = {}
+
+
 def run_folder(kind: str) -> str:
     """The process's default folder for its `run` or its `sweep`: the first free name of this second.
 
     One answer for the whole process, so that preflight, Hydra and every job of a sweep agree.
     """
+    if kind not in _RUN_FOLDERS:
+        _RUN_FOLDERS[kind] = _free_folder(kind)
+    return _RUN_FOLDERS[kind]
+
+
+def forget_run_folders() -> None:
+    """Let `run_folder` decide anew."""
+    _RUN_FOLDERS.clear()
+
+
+def use_run_folder(kind: str, folder: str) -> None:
+    """Let `run_folder` answer what another process has decided."""
+    _RUN_FOLDERS[kind] = folder
+
+
+def _free_folder(kind: str) -> str:
     now = datetime.now()
     first = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}" + ("-sweep" if kind == "sweep" else ""))
     folder, number = first, 1
@@ -148,7 +184,7 @@ def claim_run_folder(kind: str) -> Path:
         try:
             folder.mkdir()
         except FileExistsError:  # taken since, by a run that started in the same second, or by an earlier run of ours
-            run_folder.cache_clear()
+            forget_run_folders()
         else:
             return folder
 
@@ -252,13 +288,26 @@ RULES: dict[str, Rule] = {
     "workers": _at_least(0),
     "log_every": _at_least(1),
     "eval_every": _at_least(1),
+    "devices": ("auto, or a whole number from 1", lambda v: v == "auto" or (isinstance(v, int) and v >= 1)),
+    "timeout": _above(0),
     "clip_grad_norm": _above(0),
+    "ema": _fraction(below_one=True),
+    "overfit": _at_least(1),
+    "profile": _at_least(1),
+    "patience": _at_least(1),
+    "stop_at": _fraction(),
     "image_size.min": _at_least(1),
     "image_size.max": _at_least(1),
     "precision": _one_of(CHOICES["precision"]),
     "device": ("auto, cpu, cuda, cuda:N, mps", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(v)) is not None),
     "objective": ("<bbox|segm|keypoints>/<metric>, such as bbox/AP or segm/AP50", _is_objective),
     "dataset.difficulty": _one_of(("easy", "hard")),
+    "model.norm": _one_of(("batch", "frozen", "group", "auto")),
+    "model.norm_eps": ("auto, or 0 or more", lambda v: v == "auto" or (_is_number(v) and v >= 0)),
+    "model.trainable_backbone_layers": (
+        "auto, all, or a whole number from 0",
+        lambda v: v in ("auto", "all") or (_is_number(v) and isinstance(v, int) and v >= 0),
+    ),
     "model.image_std": ("three numbers above 0", lambda v: len(v) == 3 and all(_is_number(x) and x > 0 for x in v)),
     **{f"model.{key}": _fraction() for key in MODEL_FRACTIONS},
     **{f"model.{key}": _at_least(1) for key in MODEL_COUNTS},
@@ -487,6 +536,10 @@ def check(cfg: DictConfig) -> None:
         faults += _device_faults(cfg.device)
     for group in PREFIXES:
         faults += _group_faults(cfg, group)
+    if not OmegaConf.is_missing(cfg, "optimizer") and "groups" in cfg.optimizer and cfg.optimizer.groups is not None:
+        from detlab.parameters import settings_faults
+
+        faults += settings_faults(cfg.optimizer.groups)
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
 

@@ -44,11 +44,12 @@ class Console:
 
     Args:
         total_steps: optimizer steps of the whole run.
+        bar: whether to show one where the output is a terminal.
     """
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, *, bar: bool) -> None:
         self.total_steps = total_steps
-        self._on_terminal = sys.stdout.isatty()
+        self._on_terminal = bar and sys.stdout.isatty()
         self._progress = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from detlab import distributed
 from detlab.chance import derived_seed
 from detlab.errors import NonFiniteLossError
 from detlab.structures import FIELD_OF, IouType, Prediction
@@ -28,21 +29,35 @@ class Evaluator(Protocol):
 
     def update(self, image_ids: Sequence[int], predictions: Sequence[Prediction]) -> None: ...
 
+    def held(self) -> Any: ...
+
+    def merge(self, held: Any) -> None: ...
+
     def compute(self) -> dict[str, float]: ...
 
 
 class Stopping(Protocol):
     """Says whether a loop must end before its time."""
 
-    interrupted: bool
+    told: bool
 
     def at(self, step: int) -> bool: ...
+
+    def agree(self) -> bool: ...
 
 
 class StepWriter(Protocol):
     """Takes what a training step has to tell."""
 
     def training_step(self, report: StepReport) -> None: ...
+
+
+class WeightAverage(Protocol):
+    """Follows a model's weights."""
+
+    model: nn.Module
+
+    def update(self, model: nn.Module) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,9 +103,11 @@ class Device:
 
 
 def select_device(name: str, precision: str) -> Device:
-    """The device of that name; `auto` is the first GPU where there is one."""
+    """The device of that name; `auto` is a GPU where there is one; of several processes each has its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.size() > 1:
+        name = f"cuda:{distributed.local_rank()}"
     if name == "cpu" and precision == "bf16" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         log.warning("this processor has no bf16 arithmetic: precision=bf16 will be slower than fp32 here")
     return Device(torch.device(name), precision)
@@ -132,8 +149,9 @@ class _FiniteWatch:
         self._last = None
         if not bool(finite):
             said = ", ".join(f"{name}={float(value):.4g}" for name, value in losses.items())
+            images = distributed.broadcast([i for part in distributed.gather(image_ids) for i in part])
             raise NonFiniteLossError(
-                f"non-finite loss in step {step}: {said}; images {image_ids}. Nothing of it was saved. "
+                f"non-finite loss in step {step}: {said}; images {images}. Nothing of it was saved. "
                 "Try a lower optimizer.lr, clip_grad_norm=5, or look at these images."
             )
 
@@ -164,12 +182,13 @@ def train_one_epoch(
     clip_grad_norm: float | None,
     seed: int,
     iou_types: Sequence[IouType],
+    average: WeightAverage | None = None,
 ) -> int:
-    """Train over one epoch, or what is left of it.
+    """Train over one epoch, or what is left of it; several processes do each step together.
 
     Args:
         model: torchvision's contract: `model(images, targets)` to a dict of losses.
-        batches: micro-batches of uint8 images `[3, H, W]` and targets; `accumulate` of them make a step.
+        batches: this process's micro-batches of uint8 images `[3, H, W]` and targets; `accumulate` of them make a step.
         optimizer: over the model's trainable parameters.
         schedule: stepped once a step.
         writer: is told of every step.
@@ -180,8 +199,9 @@ def train_one_epoch(
         steps: optimizer steps to do.
         accumulate: micro-batches a step.
         clip_grad_norm: largest norm of the gradient; None for no limit.
-        seed: of the run; each step draws from (seed, step).
+        seed: of the run; each step draws from (seed, step, process).
         iou_types: what is learnt: masks and keypoints go to the device only where they are.
+        average: follows the weights, after each step.
 
     Returns:
         The number of optimizer steps done, those before included.
@@ -195,7 +215,7 @@ def train_one_epoch(
     source: Iterator[tuple[list[Tensor], list[Any]]] = iter(batches)
     for _ in range(steps):
         started, data_time, image_ids = time.perf_counter(), 0.0, []
-        torch.manual_seed(derived_seed(seed, step, 0))
+        torch.manual_seed(derived_seed(seed, step, distributed.rank()))
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for _ in range(accumulate):
@@ -209,24 +229,33 @@ def train_one_epoch(
             for name, value in parts.items():
                 sums[name] = value.detach() / accumulate + (sums[name] if name in sums else 0)
             image_ids += [target["image_id"] for target in targets]
-        losses = {"loss": torch.stack(list(sums.values())).sum(), **sums}
+        # One message: whatever is not finite anywhere is so everywhere, and no process goes on alone.
+        shared = distributed.mean(torch.stack([torch.stack(list(sums.values())).sum(), *sums.values()]))
+        losses = dict(zip(("loss", *sums), shared.unbind(), strict=True))
         finite = torch.isfinite(losses["loss"])
         watch.look(finite, step + 1, losses, image_ids)
         if device.reads_late:
             _mask_update(model, finite)
         else:
             watch.settle()
+        distributed.average_gradients(trained)
         if clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(trained, clip_grad_norm)
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         schedule.step()
         step += 1
+        if average is not None:
+            average.update(model)
+        images_done = len(image_ids) * distributed.size()
         step_time = time.perf_counter() - started
-        writer.training_step(StepReport(step, epoch, losses, lr, len(image_ids), data_time, step_time))
+        writer.training_step(StepReport(step, epoch, losses, lr, images_done, data_time, step_time))
         if stopping.at(step):
             break
     watch.settle()
+    distributed.average_buffers(model)
+    if average is not None:
+        distributed.average_buffers(average.model)
     return step
 
 
@@ -246,21 +275,73 @@ def evaluate(
     *,
     device: Device,
 ) -> dict[str, float] | None:
-    """Score a model on all images of a loader.
+    """Score a model on all images of a loader; of several processes each takes its part, and the first one scores all.
 
     Args:
         model: torchvision's contract: `model(images)` to a list of predictions.
-        batches: uint8 images and targets, of which only `image_id` is read.
+        batches: this process's uint8 images and targets, of which only `image_id` is read.
         evaluator: is fed, and scores.
         stopping: is asked after every batch.
         device: where it runs, and in which precision.
 
     Returns:
-        The evaluator's numbers; None where it was stopped.
+        The evaluator's numbers, the same in all processes; None where it was stopped.
     """
     evaluator.reset()
     for images, targets in batches:
         evaluator.update([target["image_id"] for target in targets], predict(model, images, device))
-        if stopping.interrupted:
-            return None
-    return evaluator.compute()
+        if stopping.told:
+            break
+    if stopping.agree():
+        return None
+    if distributed.size() > 1:
+        parts = distributed.gather(evaluator.held())
+        evaluator.reset()
+        for part in parts:
+            evaluator.merge(part)
+    return distributed.from_first(evaluator.compute)
+
+
+@torch.no_grad()
+def validation_loss(
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[Any]]],
+    stopping: Stopping,
+    *,
+    device: Device,
+    seed: int,
+    iou_types: Sequence[IouType],
+) -> dict[str, float] | None:
+    """A model's mean losses over the images of a loader: the pass of training without gradients, dropout or updates of norms.
+
+    torchvision's detectors tell losses in training mode only; their norms stay as in evaluation. The regions that a detector
+    samples for its losses are drawn from (seed, image), so that two evaluations differ by the weights alone.
+
+    Args:
+        model: torchvision's contract.
+        batches: this process's uint8 images `[3, H, W]` and trainable targets.
+        stopping: is asked after every batch.
+        device: where it runs, and in which precision.
+        seed: of the sampling.
+        iou_types: what is learnt.
+
+    Returns:
+        `loss` and each `loss_<name>`, the same in all processes; None where it was stopped.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+            module.eval()
+    rows: list[dict[str, float]] = []
+    for images, targets in batches:
+        torch.manual_seed(derived_seed(seed, *(target["image_id"] for target in targets)))
+        with device.autocast():
+            losses: dict[str, Tensor] = model(device.images(images), device.targets(targets, iou_types))
+        rows += [{name: float(value) for name, value in losses.items()}] * len(images)
+        if stopping.told:
+            break
+    if stopping.agree():
+        return None
+    every = distributed.broadcast([row for part in distributed.gather(rows) for row in part])
+    means = {name: sum(row[name] for row in every) / len(every) for name in (every[0] if every else ())}
+    return {"loss": sum(means.values()), **means}

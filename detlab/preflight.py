@@ -37,6 +37,7 @@ from detlab.config import (
     did_you_mean,
     first_line,
     missing_faults,
+    processes_announced,
     rule_fault,
     run_folder,
     value_faults,
@@ -51,7 +52,7 @@ MAX_SWEPT_VALUES = 1000
 OPTIONAL_GROUPS = ("experiment", "sweep", "debug")
 
 # Keys of groups that have a value in YAML, and that null turns off.
-NULLABLE = ("model.enlarge_to", "model.mask_roi_pool", "model.mask_hidden_channels")
+NULLABLE = ("optimizer.groups", "model.enlarge_to", "model.mask_roi_pool", "model.mask_hidden_channels")
 
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -80,6 +81,8 @@ def preflight(argv: Sequence[str], *, claim: bool = True) -> list[str]:
     if any(informs):
         return arguments
     faults = [f"{flag}: no such flag; see --hydra-help." for flag in unknown if flag.startswith("-")]
+    if flags.multirun and flags.cfg is not None:
+        faults.append("--cfg: shows the configuration of one run; leave -m out.")
     if flags.config_path is not None:
         faults.append("--config-path: not supported; put your files into ./conf, or give --config-dir.")
     given = flags.overrides + [word for word in unknown if not word.startswith("-")]
@@ -91,6 +94,63 @@ def preflight(argv: Sequence[str], *, claim: bool = True) -> list[str]:
     if faults:
         raise UserError("\n".join(faults))
     return texts + (_folders_name_the_swept(texts) if flags.multirun else []) + rest
+
+
+def compose_again(recorded: Sequence[str], given: Sequence[str], *, taken: Sequence[str], source: str) -> DictConfig:
+    """Compose a finished run's overrides with new ones, for a command that uses the run; checked as a command line is.
+
+    A group that is chosen anew is composed from the new overrides alone: what the run, or its recipe, had set inside the group
+    was meant for another choice. `register()` must have run.
+
+    Args:
+        recorded: the run's overrides.
+        given: the new ones.
+        taken: the keys and groups that may be given. Of the other groups nothing recorded counts: the command does not use
+            them, and their choices may be a user's own that are not here.
+        source: the file that the recorded ones are from, as an error will name it.
+
+    Raises:
+        UserError: a line for each fault.
+    """
+    faults: list[str] = []
+    flags = get_args_parser().parse_args([])
+    offer = _Offer(flags)
+    new = _parse([_readable(text) for text in given], offer.parser, faults)
+    faults += [fault for o in new if (fault := _not_taken(o, taken))]
+    new = [o for o in new if _not_taken(o, taken) is None]
+    offer.extend(new)
+    chosen = {o.key_or_group for o in new if offer.is_group(o)}
+    left_out = chosen | (PREFIXES.keys() - set(taken))
+    old = [o for o in _kept(recorded, new, source) if _top(o) not in left_out]
+    texts = [str(o.input_line) for o in (*old, *new)]
+    of_the_run = {o.key_or_group for o in old} - {o.key_or_group for o in new}
+    for fault in _faults(flags, texts, claim=False):
+        faults.append(f"{fault} ({source} says so.)" if fault.partition(":")[0] in of_the_run else fault)
+    if faults:
+        raise UserError("\n".join(faults))
+    cfg = offer.compose(texts)
+    if chosen:
+        alone = offer.compose([str(o.input_line) for o in new if _top(o) in chosen])
+        for group in chosen:
+            cfg[group] = alone[group]
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in a user's own files
+    return cfg
+
+
+def _not_taken(override: Override, taken: Sequence[str]) -> str | None:
+    """Why a command that uses a finished run takes no such override, though a run would; None where it does."""
+    key, top = override.key_or_group, _top(override)
+    of_a_run = top in (*typing.get_type_hints(RunConfig), *OPTIONAL_GROUPS) or override.is_hydra_override()
+    if override.is_sweep_override():
+        return f"{key}: several values; a list is written {key}=[...]."
+    if of_a_run and top not in taken and key not in taken:
+        return f"{key}: stays as the run had it; what can be given is {', '.join(taken)}."
+    return None
+
+
+def _top(override: Override) -> str:
+    """The top-level key, or the group, that an override is about."""
+    return override.key_or_group.partition(".")[0]
 
 
 def _folders_name_the_swept(texts: Sequence[str]) -> list[str]:
@@ -122,12 +182,8 @@ def _parse(texts: Sequence[str], parser: OverridesParser, faults: list[str]) -> 
 
 
 def _resumed(texts: list[str], *, multirun: bool) -> list[str]:
-    """With `resume=RUN` among the overrides: RUN's recorded ones, then these, to run in RUN's folder.
-
-    Recorded `allow` and `hydra.*` do not count: what a saved file may not say is which code runs.
-    """
-    parser = OverridesParser.create()
-    overrides = _parse(texts, parser, [])
+    """With `resume=RUN` among the overrides: RUN's recorded ones, then these, to run in RUN's folder."""
+    overrides = _parse(texts, OverridesParser.create(), [])
     given = [o for o in overrides if o.key_or_group == "resume" and o.value() is not None]
     if not given:
         return texts
@@ -137,24 +193,34 @@ def _resumed(texts: list[str], *, multirun: bool) -> list[str]:
     if any(o.key_or_group == "hydra.run.dir" for o in overrides):
         raise UserError("hydra.run.dir: a resumed run goes on in its own folder; leave hydra.run.dir out.")
     run = _run_of(Path(place))
-    faults: list[str] = []
     try:
         # Not .hydra/overrides.yaml: Hydra writes that before a refusal too.
-        old = _parse([str(line) for line in json.loads((run / "run.json").read_text())["overrides"]], parser, faults)
+        recorded = [str(line) for line in json.loads((run / "run.json").read_text())["overrides"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"resume: {run}/run.json is damaged ({error}).") from None
-    if faults:
-        raise UserError(f"resume: {run}/run.json is damaged. {' '.join(faults)}")
-    replaced = {o.get_key_element() for o in overrides}
-    kept = [
-        str(o.input_line)
-        for o in old
-        if o.key_or_group.partition(".")[0] not in ("resume", "allow")
-        and not o.is_hydra_override()
-        and o.get_key_element() not in replaced
-    ]
+    kept = [str(o.input_line) for o in _kept(recorded, overrides, f"resume: {run}/run.json")]
     new = [text for text in texts if text not in {o.input_line for o in given}]
     return [*kept, *new, f"hydra.run.dir={_quoted(str(run))}", f"resume={_quoted(place)}"]
+
+
+def _kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:
+    """Of a run's recorded overrides those that hold beside new ones.
+
+    `allow` and `hydra.*` do not: what a saved file may not say is which code runs.
+
+    Raises:
+        UserError: one that cannot be read; names `source`.
+    """
+    faults: list[str] = []
+    old = _parse(recorded, OverridesParser.create(), faults)
+    if faults:
+        raise UserError(f"{source} is damaged. {' '.join(faults)}")
+    replaced = {o.get_key_element() for o in overrides}
+    return [
+        o
+        for o in old
+        if _top(o) not in ("resume", "allow") and not o.is_hydra_override() and o.get_key_element() not in replaced
+    ]
 
 
 def _run_of(place: Path) -> Path:
@@ -311,6 +377,8 @@ def _faults(flags: argparse.Namespace, texts: Sequence[str], claim: bool) -> lis
             combinations = _combinations([o for o in overrides if offer.is_group(o)])
             cfg = offer.compose(combinations[0])
         faults += [] if multirun else _sweeps_without_multirun(overrides)
+        if multirun and (processes := processes_announced()) > 1:
+            faults.append(f"-m: no sweep under torchrun; start detlab by itself, and give devices={processes}.")
         values = [o for o in overrides if not offer.is_group(o)]
         found = {}
         for choices in combinations:
@@ -419,6 +487,7 @@ def _known(cfg: DictConfig) -> dict[str, Any]:
     hints = typing.get_type_hints(RunConfig)
     known = {key: hint for key, hint in _keys(cfg) if key != "hydra" and not key.startswith("hydra.")}
     known |= {key: hint for key, hint in hints.items() if key in known and hint is not Any}
+    known |= {key: Any for key in known if key.startswith("optimizer.groups.")}  # checked where the model is known
     return known | {key: known[key] | types.NoneType for key in NULLABLE if key in known and known[key] is not Any}
 
 
@@ -426,7 +495,7 @@ def _key_faults(override: Override, known: dict[str, Any]) -> list[str]:
     """What is wrong with an override's key."""
     key = override.key_or_group
     exists = key in known
-    if override.is_add() and exists and known[key] not in (dict, list):
+    if override.is_add() and exists and not {dict, list} & {known[key], *typing.get_args(known[key])}:
         return [f"+{key}: the key exists; drop the +."]
     if (override.is_add() or override.is_force_add()) and not exists:
         inside = "." in key and key.partition(".")[0] in PREFIXES

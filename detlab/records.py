@@ -19,11 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from detlab import storage
+from detlab import distributed, storage
 from detlab.checkpoint import Origin, Position
 from detlab.engine import Device
 from detlab.structures import DetectionDataset
-from detlab.writer import RunWriter
+from detlab.writer import Writer
 
 _PACKAGES = (
     "detlab",
@@ -64,6 +64,7 @@ def _hardware(device: Device) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
+        "processes": distributed.size(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
     }
@@ -76,7 +77,7 @@ def _now() -> str:
 @contextmanager
 def recording(
     cfg: DictConfig,
-    writer: RunWriter,
+    writer: Writer,
     parts: dict[str, DetectionDataset],
     model: nn.Module,
     device: Device,
@@ -85,7 +86,11 @@ def recording(
     """Keep the record of a run: config.yaml (resolved), split.json and run.json at its start, run.json again at its end.
 
     The end is `done`, `interrupted`, or `failed` with its reason; whatever it is, the final and best values stand beside it.
+    Processes beside the first one leave that to it.
     """
+    if not distributed.first():
+        yield
+        return
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     storage.write_text(writer.folder / "config.yaml", resolved)
     names = {part: list(data.image_names) for part, data in parts.items()}
@@ -107,6 +112,7 @@ def _beginning(cfg: DictConfig, parts: dict[str, DetectionDataset], model: nn.Mo
     parameters, trained = count_parameters(model)
     return {
         "name": cfg.name,
+        "tags": list(cfg.tags),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "overrides": list(HydraConfig.get().overrides.task),
         "choices": _choices(),
@@ -132,5 +138,8 @@ def hyper_parameters(cfg: DictConfig) -> dict[str, Any]:
 
     small = ("optimizer", "schedule", "augmentation")
     groups = [pair for group in small for pair in flat(f"{group}.", cfg[group])]
-    given = [override.partition("=") for override in HydraConfig.get().overrides.task]
-    return {key: value for key, _, value in given} | _choices() | dict(flat("", cfg)) | dict(groups)
+    given = [override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task]
+    values = {key: OmegaConf.select(cfg, key) for key in given if not key.startswith("~")}
+    overridden = {key: value for key, value in values.items() if not isinstance(value, DictConfig)}
+    tags = {"tags": " ".join(cfg.tags)}
+    return overridden | _choices() | dict(flat("", cfg)) | dict(groups) | tags

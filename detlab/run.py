@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from detlab.config import CONF, build, check, register
+from detlab.config import CONF, check, processes_announced, register
 from detlab.errors import UserError
 from detlab.jobs import Jobs
 from detlab.preflight import preflight
@@ -29,89 +29,71 @@ def run(cfg: DictConfig) -> float:
         Interrupted: Ctrl-C, after the state was saved.
     """
     # All that brings torch is imported here: --help and --cfg job answer at once.
-    import torch
-
-    from detlab import records
-    from detlab.checkpoint import Checkpoints, Position, state_file
-    from detlab.console import Console
-    from detlab.data.loader import evaluation_loader, training_loader
-    from detlab.engine import evaluate, select_device, train_one_epoch
-    from detlab.models.weights import check_frozen
-    from detlab.pictures import comparison_of
-    from detlab.stopping import Interrupted, RunStopping
-    from detlab.structures import learnable_iou_types
-    from detlab.writer import RunWriter
+    from detlab.models.weights import settle
+    from detlab.workers import in_processes, processes_for
 
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.resume is None and any(folder.glob("checkpoints/*.pt")):
         raise UserError(f"{folder}: holds a run already; resume it, or choose another folder.")
+    settle(cfg.model)
+    processes = processes_for(cfg.devices, cfg.device)
+    return in_processes(train, cfg, processes=processes) if processes > 1 else train(cfg)
+
+
+def train(cfg: DictConfig) -> float:
+    """The run itself: in this process, or in each of several that do it together."""
+    import torch
+
+    from detlab import distributed, parts, records
+    from detlab.averaging import Average
+    from detlab.checkpoint import Checkpoints, Position
+    from detlab.console import Console
+    from detlab.engine import select_device, train_one_epoch
+    from detlab.profiling import profiled
+    from detlab.stopping import Interrupted, RunStopping
+    from detlab.structures import learnable_iou_types
+    from detlab.validation import Validation, score_held_out
+    from detlab.writer import writing
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    distributed.wait_at_most(cfg.timeout)
     device = select_device(cfg.device, cfg.precision)
     torch.manual_seed(cfg.seed)
 
-    train_set, val_set = (build(cfg.dataset, group="dataset", allow=cfg.allow, part=part) for part in ("train", "val"))
-    augmentation = build(cfg.augmentation, group="augmentation", allow=cfg.allow)
-    train_loader = training_loader(
-        train_set,
-        augmentation,
-        batch_size=cfg.batch_size,
-        accumulate=cfg.accumulate,
-        shuffle=cfg.shuffle,
-        seed=cfg.seed,
-        workers=cfg.workers,
-        pin_memory=device.name.type == "cuda",
-    )
-    val_loader = evaluation_loader(val_set, workers=cfg.workers, pin_memory=device.name.type == "cuda")
-
-    classes = train_set.class_map
-    model = build(cfg.model, group="model", allow=cfg.allow, num_classes=len(classes) + 1)
-    if "weights" in cfg.model:
-        check_frozen(model, cfg.model.weights)
-    iou_types = learnable_iou_types(model, train_set.iou_types, cfg.objective)
+    data = parts.data_sets(cfg)
+    batches = parts.training_batches(cfg, data["train"], device)
+    model = parts.detector(cfg, data["train"].class_map)
+    iou_types = learnable_iou_types(model, data["train"].iou_types, cfg.objective)
     device.place(model)
+    average = Average(model, cfg.ema) if cfg.ema is not None else None
+    optimizer = parts.optimizer(cfg, model)
+    total_steps = min(cfg.epochs * batches.steps, cfg.max_steps or sys.maxsize)
+    schedule = parts.schedule(cfg, optimizer, total_steps=total_steps, steps_per_epoch=batches.steps)
+    validation = Validation.of(cfg, data["val"], device, iou_types)
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = build(cfg.optimizer, group="optimizer", allow=cfg.allow, params=trained)
-    epoch_steps = train_loader.steps
-    total_steps = min(cfg.epochs * epoch_steps, cfg.max_steps or sys.maxsize)
-    schedule = build(
-        cfg.schedule,
-        group="schedule",
-        allow=cfg.allow,
-        optimizer=optimizer,
-        total_steps=total_steps,
-        steps_per_epoch=epoch_steps,
-    )
-    evaluator = build(
-        cfg.evaluator,
-        group="evaluator",
-        allow=cfg.allow,
-        ground_truth=val_set.ground_truth(),
-        class_map=classes,
-        iou_types=iou_types,
-    )
-
-    checkpoints = Checkpoints(folder, records.origin(cfg, train_set))
+    checkpoints = Checkpoints(folder, records.origin(cfg, data["train"]))
     position = Position()
     if cfg.resume is not None:
-        position = checkpoints.restore(state_file(Path(cfg.resume)), model, optimizer, schedule)
+        position = checkpoints.restore(Path(cfg.resume), model, optimizer, schedule, average)
     with (
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
-        Console(total_steps).open() as console,
-        RunWriter(folder, console, log_every=cfg.log_every, step=position.step, device=device.name) as writer,
-        records.recording(cfg, writer, {"train": train_set, "val": val_set}, model, device, position),
+        Console(total_steps, bar=distributed.first()).open() as console,
+        writing(folder, console, log_every=cfg.log_every, step=position.step, device=device.name) as writer,
+        records.recording(cfg, writer, data, model, device, position),
     ):
-        log.info("%d steps of %d images, %d an epoch; in %s", total_steps, cfg.batch_size, epoch_steps, folder)
+        log.info("%d steps of %d images, %d an epoch; in %s", total_steps, cfg.batch_size, batches.steps, folder)
         while not (
             stopping.interrupted
             or position.epoch >= cfg.epochs
+            or validation.over(position)
             or (stopping.at(position.step) and position.evaluated == position.step)
         ):
-            first_step = position.step - position.epoch * epoch_steps
-            train_loader.start(position.epoch, first_step)
+            first_step = position.step - position.epoch * batches.steps
+            batches.start(position.epoch, first_step)
             position.step = train_one_epoch(
                 model,
-                train_loader,
+                profiled(batches, folder, cfg) if cfg.profile is not None and position.epoch == 0 else batches,
                 optimizer,
                 schedule,
                 writer,
@@ -119,32 +101,30 @@ def run(cfg: DictConfig) -> float:
                 device=device,
                 epoch=position.epoch,
                 step=position.step,
-                steps=min(epoch_steps - first_step, total_steps - position.step),
+                steps=min(batches.steps - first_step, total_steps - position.step),
                 accumulate=cfg.accumulate,
                 clip_grad_norm=cfg.clip_grad_norm,
                 seed=cfg.seed,
                 iou_types=iou_types,
+                average=average,
             )
-            epoch = position.step // epoch_steps
+            epoch = position.step // batches.steps
             last = position.step >= total_steps or stopping.reason is not None
             if not stopping.interrupted and (last or epoch % cfg.eval_every == 0):
-                started = time.perf_counter()
-                metrics = evaluate(model, val_loader, evaluator, stopping, device=device)
-                if metrics is not None:
-                    writer.evaluation(position.step, position.epoch, metrics, time.perf_counter() - started)
-                    writer.picture("val/predictions", comparison_of(model, val_set, device), position.step)
-                    if position.improve(metrics, cfg.objective):
-                        checkpoints.save_best(model, position)
-                        writer.predictions(evaluator.results())
+                validation.run(model, average, position, stopping, writer, checkpoints)
             if not stopping.interrupted:
                 position.epoch = epoch
-            checkpoints.save_last(model, optimizer, schedule, position)
+            if last or position.evaluated == position.step or checkpoints.age > 60:
+                checkpoints.save_last(model, optimizer, schedule, position, average)
+        if "test" in data and not stopping.interrupted:
+            score_held_out(cfg, model, data["test"], position, stopping, writer, checkpoints, device)
         if stopping.interrupted:
             raise Interrupted(f"interrupted; the state is saved. Go on with: resume={folder}")
         writer.hyper_parameters(records.hyper_parameters(cfg), position.last_metrics)
     if position.best is None:
         return float("nan")
-    log.info("best %s %.4f in step %d; %s", cfg.objective, position.best, position.best_step, folder)
+    why = f", stopped by {stopping.reason}" if stopping.reason is not None else ""
+    log.info("best %s %.4f in step %d%s; %s", cfg.objective, position.best, position.best_step, why, folder)
     return position.best
 
 
@@ -157,11 +137,19 @@ def main() -> int:
     sys.path.insert(0, os.getcwd())
     # Hydra shortens stack traces and exits by itself, unless told otherwise; both are decided in detlab.jobs.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if processes_announced() == 1:
+        return _main(preflight)
+    from detlab import workers
+
+    return workers.together(lambda: _main(workers.preflight))
+
+
+def _main(prepare: Callable[[list[str]], list[str]]) -> int:
     jobs = Jobs(run)
     ended_with = None
     try:
         register()
-        sys.argv[1:] = preflight(sys.argv[1:])
+        sys.argv[1:] = prepare(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(jobs.job)()
     except KeyboardInterrupt as interrupt:
         print(f"detlab: {interrupt or 'interrupted'}", file=sys.stderr)

@@ -8,6 +8,8 @@ import threading
 import time
 from types import FrameType
 
+from detlab import distributed
+
 log = logging.getLogger(__name__)
 
 
@@ -16,10 +18,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class RunStopping:
-    """Asked after every step whether to go on.
+    """Asked after every step whether to go on; all processes of a run are given the same answer.
 
     As a context manager it takes Ctrl-C: the first one lets the step end, so that a whole state can be saved; the second one
-    leaves at once.
+    leaves at once. `told` says that it reached this process, `interrupted` that all of them know.
 
     Args:
         max_steps: optimizer steps in all; None for no limit.
@@ -29,23 +31,30 @@ class RunStopping:
     def __init__(self, *, max_steps: int | None, max_minutes: float | None) -> None:
         self.max_steps = max_steps
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.told = False
         self.interrupted = False
         self.reason: str | None = None
 
     def at(self, step: int) -> bool:
         """Whether to stop after optimizer step `step`; `reason` then says why."""
-        if self.interrupted:
-            self.reason = "interrupted"
-        elif self.max_steps is not None and step >= self.max_steps:
-            self.reason = "max_steps"
-        elif self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "max_minutes"
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        full = self.max_steps is not None and step >= self.max_steps
+        agreed = distributed.largest(4 * self.told + 2 * full + late)
+        if agreed:
+            self.reason = "interrupted" if agreed >= 4 else "max_steps" if agreed >= 2 else "max_minutes"
+        self.interrupted = agreed >= 4
         return self.reason is not None
 
+    def agree(self) -> bool:
+        """Whether any process has been told to stop by Ctrl-C."""
+        self.interrupted = bool(distributed.largest(self.told))
+        self.reason = "interrupted" if self.interrupted else self.reason
+        return self.interrupted
+
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self.told:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.told = True
         log.info("Ctrl-C: the state is saved after this step; press it again to leave at once")
 
     def __enter__(self) -> RunStopping:

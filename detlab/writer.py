@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from detlab import storage
+from detlab import distributed, storage
 from detlab.console import Console, duration, peak_memory
 from detlab.engine import StepReport
 
@@ -26,6 +27,65 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Writer(Protocol):
+    """Where a run's records go."""
+
+    folder: Path
+
+    def training_step(self, report: StepReport) -> None: ...
+
+    def losses(self, part: str, step: int, epoch: int, losses: Mapping[str, float]) -> None: ...
+
+    def evaluation(
+        self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float | None, *, part: str = "val"
+    ) -> None: ...
+
+    def picture(self, tag: str, picture: Tensor | None, step: int) -> None: ...
+
+    def text(self, tag: str, text: str) -> None: ...
+
+    def hyper_parameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None: ...
+
+    def predictions(self, results: list[dict[str, Any]]) -> None: ...
+
+    def record(self, content: Mapping[str, Any]) -> None: ...
+
+
+class SilentWriter:
+    """That of the processes beside the first one: writes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def training_step(self, report: StepReport) -> None: ...
+
+    def losses(self, part: str, step: int, epoch: int, losses: Mapping[str, float]) -> None: ...
+
+    def evaluation(
+        self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float | None, *, part: str = "val"
+    ) -> None: ...
+
+    def picture(self, tag: str, picture: Tensor | None, step: int) -> None: ...
+
+    def text(self, tag: str, text: str) -> None: ...
+
+    def hyper_parameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None: ...
+
+    def predictions(self, results: list[dict[str, Any]]) -> None: ...
+
+    def record(self, content: Mapping[str, Any]) -> None: ...
+
+
+@contextmanager
+def writing(folder: Path, console: Console, *, log_every: int, step: int, device: torch.device) -> Iterator[Writer]:
+    """The writer of this process, closed in the end; see `RunWriter`."""
+    if not distributed.first():
+        yield SilentWriter(folder)
+        return
+    with RunWriter(folder, console, log_every=log_every, step=step, device=device) as writer:
+        yield writer
 
 
 class RunWriter:
@@ -95,17 +155,27 @@ class RunWriter:
             f"  step {report.step_time:.2f} s  {rate:.1f} images/s  {memory:.0f} MiB  left {duration(left)}",
         )
 
-    def evaluation(self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float) -> None:
-        """The numbers of an evaluation, under `val/`."""
-        self.scalars(step, epoch, {f"val/{name}": value for name, value in metrics.items()})
+    def losses(self, part: str, step: int, epoch: int, losses: Mapping[str, float]) -> None:
+        """The losses of a part that is not trained on."""
+        self.scalars(step, epoch, {f"{part}/{_loss_name(name)}": value for name, value in losses.items()})
+        said = "  ".join(f"{_loss_name(name)} {value:.4f}" for name, value in losses.items())
+        self._console.say(f"epoch {epoch}  step {step}  {part}  {said}")
+
+    def evaluation(
+        self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float | None, *, part: str = "val"
+    ) -> None:
+        """The numbers of an evaluation, under `val/`, or of another part, or of averaged weights (`val_ema/`)."""
+        self.scalars(step, epoch, {f"{part}/{name}": value for name, value in metrics.items()})
+        whose = "" if part == "val" else f"{part}  "
         for iou_type in dict.fromkeys(name.partition("/")[0] for name in metrics):
             said = "  ".join(
                 f"{name.partition('/')[2]} {value:.3f}"
                 for name, value in metrics.items()
                 if name.startswith(iou_type + "/")
             )
-            self._console.say(f"epoch {epoch}  step {step}  {iou_type}  {said}")
-        self._console.say(f"epoch {epoch}  evaluated in {duration(seconds)}")
+            self._console.say(f"epoch {epoch}  step {step}  {whose}{iou_type}  {said}")
+        if seconds is not None:
+            self._console.say(f"epoch {epoch}  evaluated in {duration(seconds)}")
 
     def picture(self, tag: str, picture: Tensor | None, step: int) -> None:
         """A picture, uint8 `[3, H, W]`, for TensorBoard."""
@@ -127,7 +197,9 @@ class RunWriter:
         final = {f"val/{name}": value for name, value in metrics.items() if math.isfinite(value)}
         file_writer = self._board._get_file_writer()
         assert file_writer is not None
-        for summary in hparams(values, final):
+        # Without the experiment's summary: of several runs TensorBoard takes one's, and shows no column that it lacks.
+        _, *session = hparams(values, final)
+        for summary in session:
             file_writer.add_summary(summary)
 
     def predictions(self, results: list[dict[str, Any]]) -> None:

@@ -33,8 +33,8 @@ def _as_it_was() -> Iterator[None]:
     signal.signal(signal.SIGINT, interrupt)
 
 
-def write_pennfudan(root: Path, count: int, *, size: tuple[int, int] = (60, 80)) -> Path:
-    """A folder like the zip's: `count` images of noise with a bright rectangle for each of 1 or 2 people."""
+def write_pennfudan(root: Path, count: int, *, size: tuple[int, int] = (60, 80), people: int | None = None) -> Path:
+    """A folder like the zip's: `count` images of noise with a bright rectangle for each of 1 or 2 people, or of so many."""
     (root / "PNGImages").mkdir(parents=True)
     (root / "PedMasks").mkdir()
     random = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def write_pennfudan(root: Path, count: int, *, size: tuple[int, int] = (60, 80))
     for i in range(count):
         image = random.integers(0, 90, (height, width, 3), dtype=np.uint8)
         mask = np.zeros((height, width), dtype=np.uint8)
-        for person in range(1 + i % 2):
+        for person in range(people or 1 + i % 2):
             x, y = 5 + 40 * person, int(random.integers(2, 20))
             image[y : y + 35, x : x + 18] = 200
             mask[y : y + 35, x : x + 18] = person + 1

@@ -21,6 +21,7 @@ from detlab.config import (
     build,
     check,
     find_target,
+    forget_run_folders,
     missing_faults,
     register,
     run_folder,
@@ -330,8 +331,8 @@ def test_build_refuses_a_nested_target_however_it_came_there(monkeypatch: pytest
 
 
 def test_build_names_a_missing_value() -> None:
-    with pytest.raises(UserError, match=r"dataset\.root: missing; give dataset\.root="):
-        build(composed("dataset=pennfudan").dataset, group="dataset", part="train")
+    with pytest.raises(UserError, match=r"optimizer\.lr: missing; give optimizer\.lr="):
+        build(composed("optimizer.lr=???").optimizer, group="optimizer", params=[])
 
 
 def test_what_a_constructor_raises_passes_through(mine: types.ModuleType) -> None:
@@ -353,14 +354,14 @@ def test_one_process_has_one_run_folder_and_the_next_of_the_second_another(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("detlab.config.datetime", Clock)
-    run_folder.cache_clear()
+    forget_run_folders()
     assert run_folder("run") == "outputs/2026-01-02/03-04-05"
     assert run_folder("sweep") == "outputs/2026-01-02/03-04-05-sweep"
     Path(run_folder("run")).mkdir(parents=True)
     assert run_folder("run") == "outputs/2026-01-02/03-04-05"
-    run_folder.cache_clear()
+    forget_run_folders()
     assert run_folder("run") == "outputs/2026-01-02/03-04-05-2"
-    run_folder.cache_clear()
+    forget_run_folders()
 
 
 def test_a_safe_name_is_short_and_readable() -> None:
@@ -374,7 +375,10 @@ def test_a_safe_name_is_short_and_readable() -> None:
 
 
 def test_every_top_level_key_is_read_by_a_run_or_taken_up_by_another_key() -> None:
-    sources = "".join((CONF.parent / "detlab" / name).read_text() for name in ("run.py", "records.py", "jobs.py"))
+    sources = "".join(
+        (CONF.parent / "detlab" / name).read_text()
+        for name in ("run.py", "parts.py", "validation.py", "workers.py", "profiling.py", "records.py", "jobs.py")
+    )
     yaml_files = "".join(path.read_text() for path in CONF.rglob("*.yaml"))
     groups = {"experiment", "sweep", "debug"}
     for key in {field.name for field in dataclasses.fields(RunConfig)} - groups:

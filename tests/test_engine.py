@@ -148,5 +148,5 @@ def test_an_evaluation_sees_each_image_and_leaves_the_model_in_evaluation_mode()
     for _ in range(2):
         assert evaluate(model, batches(3), Counter(), stopping, device=CPU) == {"images": 3.0}
     assert not model.training
-    stopping.interrupted = True
+    stopping.told = True
     assert evaluate(model, batches(3), Counter(), stopping, device=CPU) is None

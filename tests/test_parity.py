@@ -21,6 +21,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from detlab.config import build
+from detlab.models.weights import settle
 
 # Regions enough that all are taken, so that no sampling is left to chance.
 REGIONS = {"rpn_batch_size_per_image": 1_000_000, "box_batch_size_per_image": 1000, "rpn_post_nms_top_n_train": 40}
@@ -108,7 +109,9 @@ def test_twenty_steps_have_the_losses_of_the_plain_loop(
     root = write_pennfudan(tmp_path / "PennFudanPed", 12)
     torch.manual_seed(0)
     # torchvision's own start diverges at this rate on an untrained network; the names of the weights are the same.
-    start = build(composed(f"model={name}").model, group="model", num_classes=2).state_dict()
+    cfg = composed(f"model={name}")
+    settle(cfg.model)
+    start = build(cfg.model, group="model", num_classes=2).state_dict()
     torch.save(start, tmp_path / "start.pt")
     model = make()
     model.load_state_dict(start, strict=True)

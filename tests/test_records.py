@@ -16,7 +16,7 @@ from detlab.writer import RunWriter
 
 
 def writer(folder: Path, step: int = 0, log_every: int = 1) -> RunWriter:
-    return RunWriter(folder, Console(10), log_every=log_every, step=step, device=torch.device("cpu"))
+    return RunWriter(folder, Console(10, bar=True), log_every=log_every, step=step, device=torch.device("cpu"))
 
 
 def report(step: int) -> StepReport:

@@ -58,6 +58,7 @@ def test_a_run_leaves_its_records_as_documented(detlab: Detlab, tmp_path: Path) 
     assert len(list(folder.rglob("events.out.tfevents.*"))) == 1
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_numbers_whatever_the_number_of_workers(
     detlab: Detlab, tmp_path: Path
 ) -> None:
@@ -69,6 +70,7 @@ def test_the_same_command_twice_gives_the_same_numbers_whatever_the_number_of_wo
     assert lines_of(tmp_path / "w2") == alone
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_was_left_alone(detlab: Detlab, tmp_path: Path) -> None:
     assert detlab(*TINY, "epochs=2", "schedule=constant", "hydra.run.dir=whole") == 0
     assert detlab(*TINY, "epochs=2", "schedule=constant", "max_steps=5", "hydra.run.dir=parts") == 0
@@ -89,7 +91,7 @@ from detlab.checkpoint import load_model
 from detlab.data.synthetic import Synthetic
 from detlab.evaluation.results import prediction_to_results
 model, classes = load_model(Path(sys.argv[1]))
-data = Synthetic(part="val", difficulty="easy", seed=0, train_size=8, val_size=4)
+data = Synthetic(part="val", difficulty="easy", seed=0, train_size=8, val_size=4, test_size=0)
 rows = []
 with torch.inference_mode():
     for image, target in (data[i] for i in range(len(data))):
@@ -99,6 +101,7 @@ Path(sys.argv[2]).write_text(json.dumps(rows))
 """
 
 
+@pytest.mark.slow
 def test_predictions_of_the_run_equal_those_after_loading_in_a_new_process_offline(
     detlab: Detlab, tmp_path: Path
 ) -> None:
@@ -113,6 +116,7 @@ def test_predictions_of_the_run_equal_those_after_loading_in_a_new_process_offli
     assert not (tmp_path / "no-cache").exists()
 
 
+@pytest.mark.slow
 def test_a_new_rate_holds_from_where_a_run_is_resumed_and_other_batches_are_refused(
     detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +138,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
     assert lines_of(tmp_path / "a") == before
 
 
+@pytest.mark.slow
 def test_a_state_is_found_when_only_the_previous_one_is_whole(detlab: Detlab, tmp_path: Path) -> None:
     assert detlab(*TINY, "epochs=2", "max_steps=7", "hydra.run.dir=a") == 0
     (tmp_path / "a" / "checkpoints" / "last.pt").unlink()
@@ -158,6 +163,7 @@ def test_a_sweep_goes_on_after_a_bad_job_and_names_it(
     assert lr[1] == pytest.approx(10 * lr[0])
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_state_leaves_with_130_and_can_be_resumed(detlab: Detlab, tmp_path: Path) -> None:
     overrides = [o for o in TINY if not o.startswith("workers")]
     command = [sys.executable, "-m", "detlab.run", *overrides, "workers=1", "epochs=50", "hydra.run.dir=a"]

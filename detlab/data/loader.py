@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detlab import distributed
 from detlab.chance import derived_seed
 from detlab.data.transforms import Transform, apply, trainable_objects
 from detlab.errors import UserError
@@ -61,18 +62,17 @@ class TrainingSamples(Dataset[Any]):
 
 
 class EvaluationSamples(Dataset[Any]):
-    """Checked samples as they are, crowd objects too."""
+    """Checked samples without transforms; with only what training would learn of them where losses are asked for."""
 
-    def __init__(self, dataset: DetectionDataset) -> None:
+    def __init__(self, dataset: DetectionDataset, *, trainable: bool = False) -> None:
         self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        self.trainable = trainable
 
     def __getitem__(self, index: int) -> Sample | UserError:
         try:
             with _chance(derived_seed(index)):
-                return checked_sample(self.dataset, index)
+                image, target = checked_sample(self.dataset, index)
+            return image, trainable_objects(image, target) if self.trainable else target
         except UserError as error:
             return error
 
@@ -88,15 +88,17 @@ def checked_sample(dataset: DetectionDataset, index: int) -> Sample:
 class EpochBatches:
     """The order of an epoch, a function of (seed, epoch): lists of (epoch, index), as many as make whole optimizer steps.
 
+    The images of a step are the same for any number of processes: it is cut into micro-batches, which are dealt out in turn.
+
     Args:
         count: images in the data set.
-        batch_size: images per optimizer step.
-        accumulate: micro-batches per step.
+        batch_size: images per optimizer step over all processes.
+        accumulate: micro-batches per step and process.
         seed: of the order.
         shuffle: whether to draw an order at all.
 
     Raises:
-        UserError: fewer images than one step takes.
+        UserError: fewer images than one step takes, or a step that cannot be cut into equal micro-batches.
     """
 
     def __init__(self, count: int, *, batch_size: int, accumulate: int, seed: int, shuffle: bool) -> None:
@@ -104,19 +106,27 @@ class EpochBatches:
             raise UserError(
                 f"batch_size: {batch_size} images a step, but the training part has {count}; give at most {count}."
             )
+        parts = distributed.size() * accumulate
+        if batch_size % parts:
+            raise UserError(
+                f"batch_size: {batch_size} images a step cannot be shared by {distributed.size()} processes with "
+                f"accumulate={accumulate}; give a multiple of {parts}."
+            )
         self.count = count
         self.accumulate = accumulate
-        self.micro_batch = batch_size // accumulate
+        self.batch_size = batch_size
+        self.micro_batch = batch_size // parts
         self.steps = count // batch_size
         self.left_out = count - self.steps * batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
         self.first_step = 0
+        self._rank, self._size = distributed.rank(), distributed.size()
 
     def order(self, epoch: int) -> list[int]:
         """The indices of an epoch in order, the last partial batch dropped."""
-        kept = self.steps * self.micro_batch * self.accumulate
+        kept = self.steps * self.batch_size
         if not self.shuffle:
             return list(range(kept))
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
@@ -127,9 +137,9 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = self.order(self.epoch)
-        size = self.micro_batch
-        for start in range(self.first_step * self.accumulate * size, len(order), size):
-            yield [(self.epoch, index) for index in order[start : start + size]]
+        first = self.first_step * self.batch_size + self._rank * self.micro_batch
+        for start in range(first, len(order), self._size * self.micro_batch):
+            yield [(self.epoch, index) for index in order[start : start + self.micro_batch]]
 
 
 def collate(samples: Sequence[Sample | UserError]) -> Batch | UserError:
@@ -149,14 +159,26 @@ class Loader:
     """Batches of a DataLoader, with a sample's mistake raised here as it was made there.
 
     For training, `start(epoch, first_step)` says which batches the next iteration gives.
+
+    Args:
+        samples: by the keys that `batches` gives.
+        batches: lists of keys.
+        workers: processes that load.
+        pin_memory: for the way to a GPU.
     """
 
-    def __init__(self, samples: Dataset[Any], batches: EpochBatches | None, *, workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        batches: EpochBatches | Sequence[list[int]],
+        *,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
         self.batches = batches
-        order: dict[str, Any] = {"batch_size": 1} if batches is None else {"batch_sampler": batches}
         self._loader: DataLoader[Any] = DataLoader(
             samples,
-            **order,
+            batch_sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=collate,
@@ -168,13 +190,13 @@ class Loader:
 
     def start(self, epoch: int, first_step: int) -> None:
         """Make the next iteration that of an epoch, from a step on."""
-        assert self.batches is not None
+        assert isinstance(self.batches, EpochBatches)
         self.batches.epoch, self.batches.first_step = epoch, first_step
 
     @property
     def steps(self) -> int:
         """Optimizer steps of a whole epoch."""
-        assert self.batches is not None
+        assert isinstance(self.batches, EpochBatches)
         return self.batches.steps
 
     def __iter__(self) -> Iterator[Batch]:
@@ -206,6 +228,15 @@ def training_loader(
     return Loader(TrainingSamples(dataset, transform, seed), batches, workers=workers, pin_memory=pin_memory)
 
 
-def evaluation_loader(dataset: DetectionDataset, *, workers: int, pin_memory: bool) -> Loader:
-    """Images one by one, in order: an image batched with a wider one gets other scores."""
-    return Loader(EvaluationSamples(dataset), None, workers=workers, pin_memory=pin_memory)
+def evaluation_loader(dataset: DetectionDataset, *, workers: int, pin_memory: bool, trainable: bool = False) -> Loader:
+    """Images one by one, in order, every process its own: an image batched with a wider one gets other scores.
+
+    Args:
+        dataset: what is evaluated.
+        workers: processes that load.
+        pin_memory: for the way to a GPU.
+        trainable: leave of each target what training would learn, without crowd regions: for losses.
+    """
+    mine = [[index] for index in range(distributed.rank(), len(dataset), distributed.size())]
+    samples = EvaluationSamples(dataset, trainable=trainable)
+    return Loader(samples, mine, workers=workers, pin_memory=pin_memory)

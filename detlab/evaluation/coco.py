@@ -130,6 +130,21 @@ class CocoEvaluator:
                 raise ValueError(f"image {image_id} was evaluated twice; each image counts once")
             self._rows[image_id] = prediction_to_results(image_id, prediction, self.class_map, self.iou_types)
 
+    def held(self) -> dict[int, list[dict[str, Any]]]:
+        """What was taken in so far, by image id, in plain values that another process's `merge` takes."""
+        return self._rows
+
+    def merge(self, held: dict[int, list[dict[str, Any]]]) -> None:
+        """Take in what another process's evaluator holds.
+
+        Raises:
+            ValueError: an image that was there before.
+        """
+        twice = self._rows.keys() & held.keys()
+        if twice:
+            raise ValueError(f"images {sorted(twice)} were evaluated twice; each image counts once")
+        self._rows |= held
+
     def results(self) -> list[dict[str, Any]]:
         """COCO results rows so far, ready for JSON, by image id: the same in whatever order the images came."""
         return [row for image_id in sorted(self._rows) for row in self._rows[image_id]]

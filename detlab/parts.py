@@ -1,0 +1,85 @@
+"""What a run is put together from: each part that the configuration describes, built with what the others know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from detlab.config import build
+from detlab.data.loader import Loader, evaluation_loader, training_loader
+from detlab.data.subset import FirstImages
+from detlab.engine import Device
+from detlab.models.weights import check_frozen
+from detlab.parameters import trained_parameters
+from detlab.structures import ClassMap, DetectionDataset, IouType
+
+
+def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
+    """The parts `train` and `val`, and `test` where images are held out."""
+    # A data set without the key knows of no third part.
+    parts = ("train", "val", "test") if "test_size" in cfg.dataset else ("train", "val")
+    data: dict[str, DetectionDataset] = {
+        part: build(cfg.dataset, group="dataset", allow=cfg.allow, part=part) for part in parts
+    }
+    if "test" in data and not len(data["test"]):
+        del data["test"]
+    if cfg.overfit is not None:
+        data["train"] = data["val"] = FirstImages(data["train"], cfg.overfit)
+    return data
+
+
+def training_batches(cfg: DictConfig, dataset: DetectionDataset, device: Device) -> Loader:
+    """The augmented micro-batches of this process."""
+    return training_loader(
+        dataset,
+        build(cfg.augmentation, group="augmentation", allow=cfg.allow),
+        batch_size=cfg.batch_size,
+        accumulate=cfg.accumulate,
+        shuffle=cfg.shuffle,
+        seed=cfg.seed,
+        workers=cfg.workers,
+        pin_memory=device.name.type == "cuda",
+    )
+
+
+def evaluation_batches(
+    cfg: DictConfig, dataset: DetectionDataset, device: Device, *, trainable: bool = False
+) -> Loader:
+    """The images that this process scores, one by one; `trainable` for losses."""
+    on_gpu = device.name.type == "cuda"
+    return evaluation_loader(dataset, workers=cfg.workers, pin_memory=on_gpu, trainable=trainable)
+
+
+def detector(cfg: DictConfig, class_map: ClassMap) -> nn.Module:
+    """The model, for the classes at hand, with the weights that it starts from."""
+    model: nn.Module = build(cfg.model, group="model", allow=cfg.allow, num_classes=len(class_map) + 1)
+    if "weights" in cfg.model:
+        check_frozen(model, cfg.model.weights)
+    return model
+
+
+def optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
+    """The optimizer over the model's trainable parameters, in the groups that the configuration asks for."""
+    return build(cfg.optimizer, group="optimizer", allow=cfg.allow, params=trained_parameters(model, cfg.optimizer))
+
+
+def schedule(cfg: DictConfig, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LRScheduler:
+    """The learning rate over the steps of the run."""
+    length = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    return build(cfg.schedule, group="schedule", allow=cfg.allow, optimizer=optimizer, **length)
+
+
+def evaluator(cfg: DictConfig, dataset: DetectionDataset, iou_types: tuple[IouType, ...]) -> Any:
+    """What scores predictions for a data set."""
+    return build(
+        cfg.evaluator,
+        group="evaluator",
+        allow=cfg.allow,
+        ground_truth=dataset.ground_truth(),
+        class_map=dataset.class_map,
+        iou_types=iou_types,
+    )
