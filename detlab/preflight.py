@@ -93,7 +93,8 @@ def preflight(argv: Sequence[str], *, claim: bool = True) -> list[str]:
     faults += _faults(flags, texts, claim=claim and not faults and flags.cfg is None)
     if faults:
         raise UserError("\n".join(faults))
-    return texts + (_folders_name_the_swept(texts) if flags.multirun else []) + rest
+    sweeps = flags.multirun or any(text.startswith("sweep=") for text in texts)
+    return texts + (_folders_name_the_swept(texts) if sweeps else []) + rest
 
 
 def compose_again(recorded: Sequence[str], given: Sequence[str], *, taken: Sequence[str], source: str) -> DictConfig:

@@ -1,0 +1,79 @@
+"""Every recipe and sweep composes, says what it costs and gives; the small ones are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, lines_of
+from omegaconf import DictConfig, OmegaConf
+
+from detlab.config import EXPERIMENTS, check, forget_run_folders, register
+from detlab.models.weights import settle
+from detlab.preflight import preflight
+
+Composed = Callable[..., DictConfig]
+RECIPES = sorted(path.stem for path in (EXPERIMENTS / "experiment").glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in (EXPERIMENTS / "sweep").glob("*.yaml"))
+
+
+def test_there_are_recipes_and_sweeps() -> None:
+    assert {"pennfudan", "pennfudan_mobilenet", "pennfudan_offline", "synthetic", "synthetic_quick"} <= set(RECIPES)
+    assert {"lr", "models", "seeds"} == set(SWEEPS)
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_begins_with_what_it_is_its_command_cost_and_expected_result(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    header = "\n".join(line for line in lines[1:] if line.startswith("#"))
+    assert all(word in header for word in ("Command: python -m detlab.run ", "Cost: ", "Expected: "))
+    kind = "experiment" if path.parent.name == "experiment" else "sweep"
+    assert f"{kind}={path.stem}" in header
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_composes_and_keeps_every_rule(name: str, composed: Composed) -> None:
+    cfg = composed(f"experiment={name}")
+    check(cfg)
+    settle(cfg.model)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_is_one_without_the_flag(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    register()
+    forget_run_folders()
+    # The jobs' folders are named after what differs between them.
+    names = "hydra.job.config.override_dirname.exclude_keys=['seed','sweep']"
+    assert preflight(["seed=3", f"sweep={name}"]) == ["seed=3", f"sweep={name}", names]
+    assert [folder.name.endswith("-sweep") for folder in tmp_path.glob("outputs/*/*")] == [True]
+
+
+def test_the_tutorials_recipe_is_the_tutorials(composed: Composed) -> None:
+    cfg = composed("experiment=pennfudan")
+    settle(cfg.model)
+    # The tutorial's and torchvision's own defaults; see the README of torchvision's references and `maskrcnn_resnet50_fpn`.
+    expected = {
+        "epochs": 10, "batch_size": 2, "model.weights": "coco", "model.norm": "frozen", "model.norm_eps": 0.0,
+        "model.trainable_backbone_layers": 3, "model.mask_hidden_channels": 256, "model.min_size": 800, "model.max_size": 1333,
+        "model.box_batch_size_per_image": 512, "model.rpn_post_nms_top_n_test": 1000, "dataset.val_size": 50,
+        "augmentation.p": 0.5, "optimizer._target_": "torch.optim.SGD", "optimizer.lr": 0.005, "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 0.0005, "schedule.step_epochs": 3, "schedule.gamma": 0.1, "schedule.warmup_steps": 59,
+        "schedule.warmup_factor": 0.001,
+    }  # fmt: skip
+    assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
+
+
+@pytest.mark.slow
+def test_the_quick_recipe_gives_what_it_promises(detlab: Callable[..., int], tmp_path: Path) -> None:
+    assert detlab("experiment=synthetic_quick", "hydra.run.dir=run") == 0
+    best = max(line["val/bbox/AP50"] for line in lines_of(tmp_path / "run") if "val/bbox/AP50" in line)
+    assert best >= 0.3
+
+
+@pytest.mark.slow
+def test_a_sweep_of_seeds_runs_three_of_them(detlab: Callable[..., int], tmp_path: Path) -> None:
+    assert detlab(*TINY, "sweep=seeds", "max_steps=1", "hydra.sweep.dir=sweep") == 0
+    assert len(list((tmp_path / "sweep").glob("*/run.json"))) == 3
