@@ -30,6 +30,7 @@ finally:
     print("torch" in sys.modules, file=sys.stderr)
 """
 
+RECIPES = "pennfudan, pennfudan_mobilenet, pennfudan_offline, synthetic, synthetic_quick"
 MODELS = "fasterrcnn, maskrcnn, maskrcnn_mobilenet, mobilenet, mobilenet_fpn, retinanet"
 
 
@@ -87,7 +88,7 @@ def test_a_good_command_line_passes_unchanged() -> None:
         ("modl=mobilenet", "modl: no such key. Did you mean model?"),
         ("xyzzy=3", "xyzzy: no such key."),
         ("model=mobilnet", f"model: no choice 'mobilnet'; allowed: {MODELS}. Did you mean mobilenet?"),
-        ("experiment=x", "experiment: no choice 'x'; allowed: pennfudan, pennfudan_mobilenet, pennfudan_offline, synthetic, synthetic_quick."),
+        ("experiment=x", f"experiment: no choice 'x'; allowed: {RECIPES}."),
         ("debug=null", "debug: null is no choice; leave it out with ~debug."),
         ("+debug=smoke", "+debug: the group is there already; drop the +."),
         ("hydra/launcher=slurm", "hydra/launcher: no choice 'slurm'; allowed: basic."),
