@@ -344,7 +344,7 @@ def value_faults(cfg: DictConfig) -> list[str]:
             values[key] = None
     # A value that is out of its range may be why another one, which interpolates it, is not found.
     faults = [fault for key, value in values.items() if (fault := rule_fault(key, value))] or unresolved
-    if not any(fault.startswith(("batch_size:", "accumulate:", "image_size.")) for fault in faults):
+    if not any(fault.startswith(("batch_size:", "accumulate:", "devices:", "image_size.")) for fault in faults):
         faults += _cross_faults(values)
     return faults
 
@@ -352,9 +352,11 @@ def value_faults(cfg: DictConfig) -> list[str]:
 def _cross_faults(values: dict[str, Any]) -> list[str]:
     """Rules between fields that are each in range."""
     faults = []
-    batch_size, accumulate = values["batch_size"], values["accumulate"]
+    batch_size, accumulate, devices = values["batch_size"], values["accumulate"], values["devices"]
     if batch_size is not None and accumulate is not None and batch_size % accumulate:
         faults.append(f"accumulate: {accumulate} does not divide batch_size={batch_size}.")
+    elif isinstance(devices, int) and accumulate is not None and (batch_size or 0) % (devices * accumulate):
+        faults.append(f"devices: {devices} times accumulate={accumulate} does not divide batch_size={batch_size}.")
     low, high = values["image_size.min"], values["image_size.max"]
     if low is not None and high is not None and low > high:
         faults.append(f"image_size.min: {low} is above image_size.max={high}.")
