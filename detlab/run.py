@@ -114,7 +114,7 @@ def train(cfg: DictConfig) -> float:
                 validation.run(model, average, position, stopping, writer, checkpoints)
             if not stopping.interrupted:
                 position.epoch = epoch
-            if last or position.evaluated == position.step or checkpoints.age > 60:
+            if last or stopping.interrupted or position.evaluated == position.step or checkpoints.age > 60:
                 checkpoints.save_last(model, optimizer, schedule, position, average)
         if "test" in data and not stopping.interrupted:
             score_held_out(cfg, model, data["test"], position, stopping, writer, checkpoints, device)

@@ -138,6 +138,25 @@ def test_the_held_out_part_is_scored_once_with_the_best_weights(detlab: Detlab, 
     assert record["images"] == {"train": 8, "val": 4, "test": 3}
 
 
+@pytest.mark.slow
+def test_ctrl_c_in_the_midst_of_an_evaluation_loses_no_step(
+    detlab: Detlab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **_: Any) -> None:
+        stopping = arguments[3]
+        stopping.told = True
+        stopping.agree()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("detlab.validation.evaluate", interrupted)
+        assert detlab(*TINY, "epochs=2", "hydra.run.dir=run") == 130
+    assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.pt")["position"]["step"] == 4
+    assert detlab("resume=run") == 0
+    lines = lines_of(tmp_path / "run")
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines if "val/bbox/AP" in line] == [4, 8]
+
+
 def test_overfitting_trains_on_and_scores_the_first_images_with_objects(detlab: Detlab, tmp_path: Path) -> None:
     assert detlab(*TINY, "debug=overfit", "overfit=2", "batch_size=2", "epochs=1", "hydra.run.dir=run") == 0
     names = json.loads((tmp_path / "run" / "split.json").read_text())
