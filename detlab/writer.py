@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,32 +29,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Writer(Protocol):
-    """Where a run's records go."""
-
-    folder: Path
-
-    def training_step(self, report: StepReport) -> None: ...
-
-    def losses(self, part: str, step: int, epoch: int, losses: Mapping[str, float]) -> None: ...
-
-    def evaluation(
-        self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float | None, *, part: str = "val"
-    ) -> None: ...
-
-    def picture(self, tag: str, picture: Tensor | None, step: int) -> None: ...
-
-    def text(self, tag: str, text: str) -> None: ...
-
-    def hyper_parameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None: ...
-
-    def predictions(self, results: list[dict[str, Any]]) -> None: ...
-
-    def record(self, content: Mapping[str, Any]) -> None: ...
-
-
-class SilentWriter:
-    """That of the processes beside the first one: writes nothing."""
+class Writer:
+    """Where a run's records go; this one, of the processes beside the first, writes nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,13 +58,13 @@ class SilentWriter:
 def writing(folder: Path, console: Console, *, log_every: int, step: int, device: torch.device) -> Iterator[Writer]:
     """The writer of this process, closed in the end; see `RunWriter`."""
     if not distributed.first():
-        yield SilentWriter(folder)
+        yield Writer(folder)
         return
     with RunWriter(folder, console, log_every=log_every, step=step, device=device) as writer:
         yield writer
 
 
-class RunWriter:
+class RunWriter(Writer):
     """Writes what a run has to tell, under the same tags everywhere; the x axis is the optimizer step.
 
     Args:
@@ -100,7 +76,7 @@ class RunWriter:
     """
 
     def __init__(self, folder: Path, console: Console, *, log_every: int, step: int, device: torch.device) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._console = console
         self._log_every = log_every
         self._device = device
