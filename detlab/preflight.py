@@ -201,7 +201,9 @@ def _resumed(texts: list[str], *, multirun: bool) -> list[str]:
         raise UserError(f"resume: {run}/run.json is damaged ({error}).") from None
     kept = [str(o.input_line) for o in _kept(recorded, overrides, f"resume: {run}/run.json")]
     new = [text for text in texts if text not in {o.input_line for o in given}]
-    return [*kept, *new, f"hydra.run.dir={_quoted(str(run))}", f"resume={_quoted(place)}"]
+    # A job of `sweep=lr` goes on by itself; its recipe would start a sweep again.
+    alone = ["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in kept) else []
+    return [*kept, *new, *alone, f"hydra.run.dir={_quoted(str(run))}", f"resume={_quoted(place)}"]
 
 
 def _kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:

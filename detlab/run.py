@@ -72,6 +72,7 @@ def train(cfg: DictConfig) -> float:
     schedule = parts.schedule(cfg, optimizer, total_steps=total_steps, steps_per_epoch=batches.steps)
     validation = Validation.of(cfg, data["val"], device, iou_types)
 
+    watched = cfg.profile is not None and distributed.first()
     checkpoints = Checkpoints(folder, records.origin(cfg, data["train"]))
     position = Position()
     if cfg.resume is not None:
@@ -93,7 +94,7 @@ def train(cfg: DictConfig) -> float:
             batches.start(position.epoch, first_step)
             position.step = train_one_epoch(
                 model,
-                profiled(batches, folder, cfg) if cfg.profile is not None and position.epoch == 0 else batches,
+                profiled(batches, folder, cfg) if watched and position.epoch == 0 else batches,
                 optimizer,
                 schedule,
                 writer,
@@ -116,6 +117,7 @@ def train(cfg: DictConfig) -> float:
                 position.epoch = epoch
             if last or stopping.interrupted or position.evaluated == position.step or checkpoints.age > 60:
                 checkpoints.save_last(model, optimizer, schedule, position, average)
+        stopping.agree()  # Ctrl-C while the last evaluation was scored
         if "test" in data and not stopping.interrupted:
             score_held_out(cfg, model, data["test"], position, stopping, writer, checkpoints, device)
         if stopping.interrupted:
