@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -186,6 +187,7 @@ def launch(work: Callable[[Any], Any], argument: Any, *, processes: int, minutes
     Raises:
         Exception: what the first one that failed raised, in its own type where that can be pickled.
         WorkerFailedError: it could not be pickled, or a process died without a word; with its trace.
+        KeyboardInterrupt: Ctrl-C, before the work could take it, or a second time.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -214,29 +216,36 @@ def launch(work: Callable[[Any], Any], argument: Any, *, processes: int, minutes
 
         # In a thread of its own torch's launcher leaves the signals alone, which it would answer by killing.
         launcher = threading.Thread(target=start, name="launcher")
-        with _threads_shared(processes), _interrupts_passed_on():
+        with _threads_shared(processes), _interrupts_passed_on() as interrupts:
             launcher.start()
             while launcher.is_alive():
                 launcher.join(0.1)
         if "error" in ended:
-            raise _failure(Path(scratch), ended["error"])
+            failure = _failure(Path(scratch), ended["error"])
+            # Interrupted before it could save, or a second time: no failure, and the end of a sweep too.
+            if interrupts and isinstance(failure, WorkerFailedError):
+                raise KeyboardInterrupt from failure
+            raise failure
     return ended["results"][0]
 
 
 def _worker(work: Callable[[Any], Any], argument: Any, minutes: float, scratch: str) -> Any:
     """One process: leaves in `scratch` what it failed of."""
     os.setpgrp()  # out of the terminal's group: Ctrl-C comes from the launching process alone, once
-    with process_group(minutes):
-        try:
-            return work(argument)
-        except BaseException as error:
-            # Written before the group closes: the others then fail too, of their lost partner, and later than this one.
-            said = {"trace": traceback.format_exc(), "error": None}
-            with contextlib.suppress(Exception):
-                pickle.loads(pickle.dumps(error))
-                said["error"] = error
-            (Path(scratch) / f"failure-{os.environ['RANK']}").write_bytes(pickle.dumps(said))
-            raise
+    try:
+        with process_group(minutes):
+            try:
+                return work(argument)
+            except BaseException as error:
+                # Written before the group closes: the others then fail too, of their lost partner, and later than this one.
+                said = {"trace": traceback.format_exc(), "error": None}
+                with contextlib.suppress(Exception):
+                    pickle.loads(pickle.dumps(error))
+                    said["error"] = error
+                (Path(scratch) / f"failure-{os.environ['RANK']}").write_bytes(pickle.dumps(said))
+                raise
+    except KeyboardInterrupt:
+        sys.exit(130)  # torch would take the interrupt for a quiet end, and wait for a result for ever
 
 
 def _failure(scratch: Path, error: BaseException) -> BaseException:
@@ -269,23 +278,22 @@ def _threads_shared(processes: int) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_passed_on() -> Iterator[None]:
-    """The first SIGINT goes on to the processes; the second kills them."""
+def _interrupts_passed_on() -> Iterator[list[int]]:
+    """The first SIGINT goes on to the processes; the second kills them. Gives the list of those that came."""
+    interrupts: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interrupts
         return
-    interrupts = 0
 
-    def pass_on(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += 1
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        interrupts.append(number)
         for process in multiprocessing.active_children():
             if process.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGINT if interrupts == 1 else signal.SIGKILL)
+                    os.kill(process.pid, signal.SIGINT if len(interrupts) == 1 else signal.SIGKILL)
 
     before = signal.signal(signal.SIGINT, pass_on)
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)

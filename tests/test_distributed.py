@@ -104,6 +104,19 @@ def test_what_one_process_fails_of_ends_all_and_is_told_once(
     assert capfd.readouterr().err.count("Traceback") <= 1
 
 
+def interrupt_the_launcher(_: None) -> None:
+    if distributed.rank() == 0:
+        os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
+
+
+def test_ctrl_c_before_the_work_can_take_it_is_an_interrupt_and_no_failure() -> None:
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        distributed.launch(interrupt_the_launcher, None, processes=2, minutes=5)
+    assert time.monotonic() - started < 50
+
+
 def test_without_a_group_one_process_is_all() -> None:
     assert (distributed.rank(), distributed.size(), distributed.first()) == (0, 1, True)
     assert distributed.gather("x") == ["x"]
