@@ -48,6 +48,11 @@ class Position:
         self.best_step, self.best_metrics, self.stale = self.step, metrics, 0
         return True
 
+    def judge_by(self, objective: str) -> None:
+        """Tell the best evaluation by another number of it."""
+        value = self.best_metrics[objective] if self.best_metrics else math.nan
+        self.best = value if math.isfinite(value) else None
+
     def improve_average(self, metrics: dict[str, float], objective: str) -> bool:
         """The same for the averaged weights."""
         if not _better(metrics, self.best_average, objective):
@@ -139,7 +144,14 @@ class Checkpoints:
         return distributed.from_first(lambda: read(self.folder / "best.pt")["model"])
 
     def restore(
-        self, run: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, average: Average | None
+        self,
+        run: Path,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        average: Average | None,
+        *,
+        objective: str,
     ) -> Position:
         """Bring everything back to where a state was saved; what the config now says of the optimizer holds from here on.
 
@@ -149,6 +161,7 @@ class Checkpoints:
             optimizer: is given the saved state, but keeps its settings.
             schedule: goes on at the saved step.
             average: is given the saved average; without one it begins at the saved weights.
+            objective: by which the best is judged from here on.
 
         Raises:
             UserError: a file that is damaged, no state, of other classes or another model, or with other batches.
@@ -181,7 +194,9 @@ class Checkpoints:
             average.load_state_dict(state["average"])
         elif average is not None:
             average.restart(model)
-        return Position(**state["position"])
+        position = Position(**state["position"])
+        position.judge_by(objective)
+        return position
 
 
 def _rates(schedule: LRScheduler, saved: dict[str, Any]) -> list[float]:

@@ -66,7 +66,8 @@ def process_group(minutes: float) -> Iterator[None]:
     Args:
         minutes: how long one process waits for the others.
     """
-    gpu = torch.cuda.is_available()
+    # As many processes as GPUs or fewer, else they share the CPU.
+    gpu = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Both, so that plain numbers and lists are exchanged without a wait for the GPU.

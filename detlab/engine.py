@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from detlab import distributed
 from detlab.chance import derived_seed
-from detlab.errors import NonFiniteLossError
+from detlab.errors import NonFiniteLossError, UserError
 from detlab.structures import FIELD_OF, IouType, Prediction
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,11 @@ def select_device(name: str, precision: str) -> Device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and distributed.size() > 1:
         name = f"cuda:{distributed.local_rank()}"
+        if distributed.local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"device: process {distributed.local_rank()} of this machine has no GPU of its own, there are "
+                f"{torch.cuda.device_count()}; start fewer processes, or give device=cpu."
+            )
     if name == "cpu" and precision == "bf16" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         log.warning("this processor has no bf16 arithmetic: precision=bf16 will be slower than fp32 here")
     return Device(torch.device(name), precision)

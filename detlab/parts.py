@@ -13,8 +13,10 @@ from detlab.config import build
 from detlab.data.loader import Loader, evaluation_loader, training_loader
 from detlab.data.subset import FirstImages
 from detlab.engine import Device
+from detlab.errors import UserError
 from detlab.models.weights import check_frozen
 from detlab.parameters import trained_parameters
+from detlab.profiling import WARMUP_STEPS
 from detlab.structures import ClassMap, DetectionDataset, IouType
 
 
@@ -30,6 +32,19 @@ def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
     if cfg.overfit is not None:
         data["train"] = data["val"] = FirstImages(data["train"], cfg.overfit)
     return data
+
+
+def check_profile(cfg: DictConfig, steps: int) -> None:
+    """Refuse to profile more steps than an epoch has.
+
+    Raises:
+        UserError: too few steps.
+    """
+    if cfg.profile is not None and steps < cfg.profile + WARMUP_STEPS:
+        raise UserError(
+            f"profile: {cfg.profile} steps after {WARMUP_STEPS} of warm-up, but this run's first epoch has {steps}; "
+            f"give {steps - WARMUP_STEPS} or less, or more images."
+        )
 
 
 def training_batches(cfg: DictConfig, dataset: DetectionDataset, device: Device) -> Loader:

@@ -70,13 +70,14 @@ def train(cfg: DictConfig) -> float:
     optimizer = parts.optimizer(cfg, model)
     total_steps = min(cfg.epochs * batches.steps, cfg.max_steps or sys.maxsize)
     schedule = parts.schedule(cfg, optimizer, total_steps=total_steps, steps_per_epoch=batches.steps)
+    parts.check_profile(cfg, min(batches.steps, total_steps))
     validation = Validation.of(cfg, data["val"], device, iou_types)
 
     watched = cfg.profile is not None and distributed.first()
     checkpoints = Checkpoints(folder, records.origin(cfg, data["train"]))
     position = Position()
     if cfg.resume is not None:
-        position = checkpoints.restore(Path(cfg.resume), model, optimizer, schedule, average)
+        position = checkpoints.restore(Path(cfg.resume), model, optimizer, schedule, average, objective=cfg.objective)
     with (
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
         Console(total_steps, bar=distributed.first()).open() as console,

@@ -72,7 +72,10 @@ def preflight(argv: list[str]) -> list[str]:
     """
 
     def look() -> tuple[list[str], str]:
-        return of_one_process.preflight(argv), run_folder("run")
+        try:
+            return of_one_process.preflight(argv), run_folder("run")
+        except SystemExit:  # argparse's, which the other processes would not hear of
+            raise UserError("the command line cannot be read; see --hydra-help.") from None
 
     try:
         arguments, folder = distributed.from_first(look)

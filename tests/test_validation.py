@@ -206,6 +206,20 @@ def test_a_profile_leaves_a_trace_and_a_table(
     assert len(steps) == 5
 
 
+def test_a_profile_of_more_steps_than_there_are_is_refused(detlab: Detlab, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detlab(*TINY, "profile=3", "hydra.run.dir=run") == 2
+    assert "profile: 3 steps after 2 of warm-up, but this run's first epoch has 4" in capsys.readouterr().err
+
+
+def test_the_best_is_told_by_the_objective_of_now() -> None:
+    position = Position(step=5)
+    position.improve({"bbox/AP": 0.4, "segm/AP": 0.3, "bbox/AP50": float("nan")}, "bbox/AP")
+    position.judge_by("segm/AP")
+    assert position.best == 0.3
+    position.judge_by("bbox/AP50")
+    assert position.best is None
+
+
 def test_name_and_tags_are_kept(detlab: Detlab, tmp_path: Path, composed: Callable[..., DictConfig]) -> None:
     assert composed().tags == []
     assert detlab(*TINY, "max_steps=1", "name=mine", "tags=[first, small]", "hydra.run.dir=run") == 0
