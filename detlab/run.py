@@ -155,7 +155,7 @@ def _main(prepare: Callable[[list[str]], list[str]]) -> int:
         sys.argv[1:] = prepare(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(jobs.job)()
     except KeyboardInterrupt as interrupt:
-        print(f"detlab: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"detlab: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         ended_with = error

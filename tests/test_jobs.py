@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from detlab import run
 from detlab.errors import NonFiniteLossError, UserError
 from detlab.jobs import Jobs
 
@@ -39,3 +42,15 @@ def test_a_mistake_has_status_2_and_only_our_own_bugs_a_trace(
     said = capsys.readouterr().err
     assert said.startswith("detlab: ") == (error is not None and not trace)
     assert ("ZeroDivisionError" in said) == trace
+
+
+def test_ctrl_c_before_a_run_began_is_said_in_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: list[str]) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detlab.run.preflight", interrupted)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    assert run.main() == 130
+    assert capsys.readouterr().err == "detlab: interrupted\n"
