@@ -155,6 +155,8 @@ class Checkpoints:
     ) -> Position:
         """Bring everything back to where a state was saved; what the config now says of the optimizer holds from here on.
 
+        But for the rates of torch's own schedules, which know no formula: those are the saved ones.
+
         Args:
             run: a run's folder, or one of its states.
             model: is given the saved weights.

@@ -52,6 +52,19 @@ def write_pennfudan(root: Path, count: int, *, size: tuple[int, int] = (60, 80),
 
 
 @pytest.fixture
+def torchvision_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own downloads fail the test."""
+    import torch
+    import torchvision
+
+    def refuse(url: str, *_: Any, **__: Any) -> None:
+        raise AssertionError(f"torchvision downloads {url}")
+
+    for module in (torch.hub, torchvision.models._api):
+        monkeypatch.setattr(module, "load_state_dict_from_url", refuse)
+
+
+@pytest.fixture
 def pennfudan(tmp_path: Path) -> Path:
     """Six small images with their masks."""
     return write_pennfudan(tmp_path / "PennFudanPed", 6)

@@ -81,8 +81,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="detlab evaluate",
-        description="Scores a run's best checkpoint, or any checkpoint file, with COCO's numbers: on the data set that the run "
-        "was evaluated on, or on the one that the overrides name.",
+        description="Scores a run's best checkpoint, or any checkpoint file, with COCO's numbers: on the run's data set, or "
+        "on the one that the overrides name.",
         epilog="example: detlab evaluate outputs/2026-01-31/12-00-00 dataset=pennfudan dataset.root=DIR --out scores",
         allow_abbrev=False,
     )

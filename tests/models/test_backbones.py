@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torchvision.models import get_model
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
@@ -26,13 +25,7 @@ LAST_CHANNELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(url: str, *_: Any, **__: Any) -> None:
-        raise AssertionError(f"torchvision downloads {url}")
-
-    for module in (torch.hub, torchvision.models._api):
-        monkeypatch.setattr(module, "load_state_dict_from_url", refuse)
+pytestmark = pytest.mark.usefixtures("torchvision_offline")
 
 
 def built(name: str = "resnet18", **changed: Any) -> nn.Module:

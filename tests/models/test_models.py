@@ -33,13 +33,7 @@ PLAIN = {"maskrcnn": maskrcnn_resnet50_fpn, "fasterrcnn": fasterrcnn_resnet50_fp
 WRAPPER = "detlab.models.detectors.wrapped"
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(url: str, *_: Any, **__: Any) -> None:
-        raise AssertionError(f"torchvision downloads {url}")
-
-    for module in (torch.hub, torchvision.models._api):
-        monkeypatch.setattr(module, "load_state_dict_from_url", refuse)
+pytestmark = pytest.mark.usefixtures("torchvision_offline")
 
 
 def model_of(composed: Composed, *overrides: str) -> nn.Module:
