@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, make_grid
 
-from detlab.data.synthetic import PERSON_SKELETON
 from detlab.engine import Device, predict
 from detlab.storage import replacing
-from detlab.structures import PERSON_KEYPOINTS, ClassMap, DetectionDataset, Prediction, Sample
+from detlab.structures import PERSON, ClassMap, DetectionDataset, Prediction, Sample
 
 Colour = tuple[int, int, int]
 
@@ -73,9 +72,9 @@ def draw(
 
 def _limbs(points: int) -> list[tuple[int, int]] | None:
     """The pairs of keypoints, from 0, that lines connect: those of a person, where there are as many points."""
-    if points != len(PERSON_KEYPOINTS):
+    if points != len(PERSON):
         return None
-    return [(first - 1, second - 1) for first, second in PERSON_SKELETON]
+    return list(PERSON.skeleton)
 
 
 def _labelled(picture: Tensor, names: Sequence[str], boxes: Tensor, colours: Sequence[Colour], unit: int) -> Tensor:

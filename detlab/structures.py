@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
@@ -18,16 +19,80 @@ FIELD_OF: dict[IouType, str] = {"bbox": "boxes", "segm": "masks", "keypoints": "
 # COCO's `counts` string and `size` [H, W]: pycocotools' compressed run-length encoding.
 RLE = dict[str, Any]
 
-# COCO's order of the 17 keypoints of a person, and the standard deviations that its evaluation uses for them
-# (https://cocodataset.org/#keypoints-eval).
-PERSON_KEYPOINTS: tuple[str, ...] = (
+
+@dataclass(frozen=True)
+class Keypoints:
+    """What the points of an object are, in the order in which they stand in targets and files.
+
+    Args:
+        names: one for each point.
+        flip_pairs: indices, from 0, of points that change places in a mirror.
+        sigmas: one standard deviation for each point, relative to the object's scale, for COCO's object keypoint similarity
+            (https://cocodataset.org/#keypoints-eval).
+        skeleton: indices, from 0, of points that a line connects in pictures.
+
+    Raises:
+        UserError: no point, a name twice, another number of sigmas than of names, or an index that is no point's.
+    """
+
+    names: tuple[str, ...]
+    flip_pairs: tuple[tuple[int, int], ...]
+    sigmas: tuple[float, ...]
+    skeleton: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if not count or len(set(self.names)) != count:
+            raise UserError(f"keypoints.names: {list(self.names)}; name at least one point, each of them once.")
+        if len(self.sigmas) != count or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
+            raise UserError(
+                f"keypoints.sigmas: {list(self.sigmas)}; give a finite number above 0 for each of the {count} points."
+            )
+        for key in ("flip_pairs", "skeleton"):
+            for pair in getattr(self, key):
+                if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= i < count for i in pair):
+                    raise UserError(f"keypoints.{key}: {list(pair)} is no pair of two of the {count} points.")
+        swapped = [i for pair in self.flip_pairs for i in pair]
+        if len(set(swapped)) != len(swapped):
+            raise UserError("keypoints.flip_pairs: a point stands in two pairs; it can change places with one only.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """For each point of a mirrored object, the index of the one that it was before."""
+        order = list(range(len(self)))
+        for left, right in self.flip_pairs:
+            order[left], order[right] = right, left
+        return tuple(order)
+
+
+def sides(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Flip pairs by names: `left_x` with `right_x`."""
+    index = {name: i for i, name in enumerate(names)}
+    pairs = [(i, index.get("right_" + name.removeprefix("left_"))) for name, i in index.items() if name[:5] == "left_"]
+    return tuple((left, right) for left, right in pairs if right is not None)
+
+
+_PERSON_POINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
     "right_ankle",
 )  # fmt: skip
-PERSON_SIGMAS: tuple[float, ...] = (
-    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089,
-    0.089,
+# COCO's 17 keypoints of a person: their order, the sigmas of its evaluation (https://cocodataset.org/#keypoints-eval), and its
+# limbs (person_keypoints_val2017.json, categories[0].skeleton less 1).
+PERSON = Keypoints(
+    names=_PERSON_POINTS,
+    flip_pairs=sides(_PERSON_POINTS),
+    sigmas=(
+        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089,
+        0.089,
+    ),
+    skeleton=(
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+        (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
 )  # fmt: skip
 
 
@@ -104,6 +169,7 @@ class DetectionDataset(Protocol):
 
     class_map: ClassMap
     iou_types: tuple[IouType, ...]
+    keypoints: Keypoints | None  # where `iou_types` has them
     image_names: Sequence[str]  # unique, in the order of the indices
 
     def __len__(self) -> int: ...

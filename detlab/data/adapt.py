@@ -103,6 +103,7 @@ class AdaptedDataset:
         self._name = type(dataset).__name__
         self._chosen = random_split(len(cast(Any, dataset)), val_size, split_seed, part, test_size=test_size)
         self.image_names = [f"{self._name}[{i}]" for i in self._chosen]
+        self.keypoints = None
         self.iou_types: tuple[IouType, ...] = ("bbox",)
         first = self[0][1] if self._chosen else {}
         self.iou_types = tuple(iou_type for iou_type in IOU_TYPES if iou_type == "bbox" or FIELD_OF[iou_type] in first)

@@ -20,7 +20,7 @@ from detlab.data.drawing import (
     rectangle,
     sine,
 )
-from detlab.structures import PERSON_KEYPOINTS
+from detlab.structures import PERSON
 
 SKIN: tuple[Color, ...] = (
     (250, 214, 190), (236, 188, 150), (214, 160, 118), (176, 120, 82), (132, 86, 58), (90, 60, 44),
@@ -64,7 +64,7 @@ class Figure:
 
     sprite: Sprite
     foot: tuple[float, float]
-    joints: tuple[Joint, ...] = ()  # in the order of PERSON_KEYPOINTS
+    joints: tuple[Joint, ...] = ()  # in the order of PERSON
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,7 @@ def person(dice: Dice, height: float) -> Figure:
         (dx, size[0] - MARGIN),
         tuple(
             Joint(joints[name][0] * scale + dx, joints[name][1] * scale + dy, _front(name, joints, order, face))
-            for name in PERSON_KEYPOINTS
+            for name in PERSON.names
         ),
     )
 

@@ -55,7 +55,7 @@ class TrainingSamples(Dataset[Any]):
         try:
             # The data set's own draws too: a tutorial's class may hold random transforms.
             with _chance(derived_seed(self.seed, epoch, index)):
-                image, target = apply(self.transform, *checked_sample(self.dataset, index))
+                image, target = apply(self.transform, *checked_sample(self.dataset, index), self.dataset.keypoints)
             return image, trainable_objects(image, target)
         except UserError as error:
             return error

@@ -66,6 +66,7 @@ class PennFudan:
 
     class_map = ClassMap(("pedestrian",))
     iou_types: tuple[IouType, ...] = ("bbox", "segm")
+    keypoints = None
 
     def __init__(
         self,

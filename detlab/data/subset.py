@@ -31,6 +31,7 @@ class FirstImages:
             raise UserError(f"dataset: none of the {len(dataset)} images for training has an object; nothing to learn.")
         self.class_map = dataset.class_map
         self.iou_types = dataset.iou_types
+        self.keypoints = dataset.keypoints
         self.image_names: Sequence[str] = [dataset.image_names[i] for i in self._chosen]
 
     def __len__(self) -> int:

@@ -14,13 +14,7 @@ from detlab.data.scenes import LEVELS, Scene, compose
 from detlab.data.split import check_part
 from detlab.errors import UserError
 from detlab.masks import enclosing_boxes, encode
-from detlab.structures import PERSON_KEYPOINTS, ClassMap, IouType, Sample
-
-# COCO's limbs between keypoints, as pairs of numbers from 1 (person_keypoints_val2017.json, categories[0]).
-PERSON_SKELETON: tuple[tuple[int, int], ...] = (
-    (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11), (2, 3),
-    (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7),
-)  # fmt: skip
+from detlab.structures import PERSON, ClassMap, IouType, Sample
 
 
 class Synthetic:
@@ -43,6 +37,7 @@ class Synthetic:
 
     class_map = ClassMap(("person",))
     iou_types: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
+    keypoints = PERSON
 
     def __init__(
         self, *, part: str, difficulty: str, seed: int, train_size: int, val_size: int, test_size: int
@@ -90,7 +85,7 @@ class Synthetic:
 
     def ground_truth(self) -> dict[str, Any]:
         """COCO dict with masks as compressed RLE, keypoints as triples; boxes and areas are whole pixels, in float64."""
-        people = {"id": 1, "name": "person", "keypoints": list(PERSON_KEYPOINTS)}
+        people = {"id": 1, "name": "person", "keypoints": list(PERSON.names)}
         height, width = self._level.size
         annotations: list[dict[str, Any]] = []
         for index in range(len(self)):
@@ -102,7 +97,7 @@ class Synthetic:
                 {"id": i + 1, "file_name": name, "height": height, "width": width}
                 for i, name in enumerate(self.image_names)
             ],
-            "categories": [{**people, "skeleton": [list(limb) for limb in PERSON_SKELETON]}],
+            "categories": [{**people, "skeleton": [[a + 1, b + 1] for a, b in PERSON.skeleton]}],
             "annotations": annotations,
         }
 

@@ -15,19 +15,10 @@ from torchvision.transforms.v2 import functional as F
 
 from detlab.errors import UserError
 from detlab.masks import enclosing_boxes
-from detlab.structures import PERSON_KEYPOINTS, Sample, Target
+from detlab.structures import Keypoints, Sample, Target
 
 Transform = Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 PER_INSTANCE = ("boxes", "labels", "area", "iscrowd", "masks", "keypoints", "keypoint_visibility")
-
-
-def flip_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Indices of the keypoints that change places in a mirror: `left_x` with `right_x`."""
-    return [
-        (i, list(names).index("right_" + name.removeprefix("left_")))
-        for i, name in enumerate(names)
-        if name.startswith("left_")
-    ]
 
 
 class Flip(nn.Module):
@@ -168,25 +159,31 @@ def _of_the_same_kind(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _swap_sides(target: dict[str, Any]) -> None:
-    points = target["keypoints"].shape[1]
-    if points != len(PERSON_KEYPOINTS):
-        raise UserError(f"augmentation: no flip pairs are known for {points} keypoints; take augmentation=none.")
-    order = torch.arange(points)
-    for left, right in flip_pairs(PERSON_KEYPOINTS):
-        order[[left, right]] = order[[right, left]]
+    """Let the points of a mirrored target stand where their names do."""
     for key in ("keypoints", "keypoint_visibility"):
-        target[key] = _of_the_same_kind(target[key][:, order], target[key])
+        target[key] = _of_the_same_kind(target[key][:, target["keypoint_order"]], target[key])
 
 
-def apply(transform: Transform, image: Tensor, target: Target) -> Sample:
-    """Run a transform on a sample. v2's keypoints have two columns, so the visibility travels beside them and is joined again."""
+def apply(transform: Transform, image: Tensor, target: Target, keypoints: Keypoints | None) -> Sample:
+    """Run a transform on a sample. v2's keypoints have two columns, so the visibility travels beside them and is joined again,
+    and beside both the order that a mirror gives the points, which `Flip` needs.
+
+    Args:
+        transform: v2's, or one like it: image and target to image and target.
+        image: uint8 `[3, H, W]`.
+        target: see `Target`.
+        keypoints: what the target's points are, where it has any.
+    """
     travelling: dict[str, Any] = dict(target)
     if "keypoints" in target:
         size = (image.shape[1], image.shape[2])
         travelling["keypoints"] = tv_tensors.KeyPoints(target["keypoints"][..., :2], canvas_size=size)  # pyright: ignore
         travelling["keypoint_visibility"] = target["keypoints"][..., 2]
+        assert keypoints is not None
+        travelling["keypoint_order"] = torch.tensor(keypoints.mirrored)
     image, travelling = transform(image, travelling)
     if "keypoints" in target:
+        del travelling["keypoint_order"]
         visibility = travelling.pop("keypoint_visibility")
         points = travelling["keypoints"].as_subclass(Tensor) * (visibility > 0)[..., None]
         travelling["keypoints"] = torch.cat([points, visibility[..., None]], -1)

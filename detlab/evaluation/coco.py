@@ -24,7 +24,7 @@ from detlab.evaluation.results import (
     numbers_fault,
     prediction_to_results,
 )
-from detlab.structures import IOU_TYPES, PERSON_SIGMAS, RLE, ClassMap, IouType, Prediction
+from detlab.structures import IOU_TYPES, PERSON, RLE, ClassMap, IouType, Prediction
 
 
 def score(
@@ -55,7 +55,7 @@ def score(
     Raises:
         UserError: ground truth or results that cannot be scored; see also `check_results`.
     """
-    sigmas = _check_sigmas(PERSON_SIGMAS if sigmas is None else sigmas)
+    sigmas = _check_sigmas(PERSON.sigmas if sigmas is None else sigmas)
     _check_ground_truth(ground_truth, iou_type, len(sigmas))
     image_ids, category_ids = ({entry["id"] for entry in ground_truth[k]} for k in ("images", "categories"))
     check_results(results, iou_type, image_ids=image_ids, category_ids=category_ids, points=len(sigmas))

@@ -88,6 +88,7 @@ class Faulty:
         self._good = small()
         self.class_map, self.image_names = self._good.class_map, self._good.image_names
         self.iou_types = ("bbox",)
+        self.keypoints = None
 
     def __len__(self) -> int:
         return 4

@@ -19,7 +19,7 @@ from detlab.data.scenes import LEVELS, Scene
 from detlab.data.synthetic import Synthetic
 from detlab.errors import UserError
 from detlab.masks import decode
-from detlab.structures import PERSON_KEYPOINTS, DetectionDataset, Sample, check_sample
+from detlab.structures import PERSON, DetectionDataset, Sample, check_sample
 
 # Of the first four training samples of both levels, seed 0. It changes only if the data set is made another one, and with
 # it every score that was ever measured on it.
@@ -220,7 +220,7 @@ def test_ground_truth_agrees_with_the_samples(level: str) -> None:
     truth = data.ground_truth()
     annotations = truth["annotations"]
     assert [a["id"] for a in annotations] == list(range(1, len(annotations) + 1))
-    assert truth["categories"][0]["keypoints"] == list(PERSON_KEYPOINTS)
+    assert truth["categories"][0]["keypoints"] == list(PERSON.names)
     height, width = data.get_height_and_width(0)
     for i, image in enumerate(truth["images"]):
         assert image == {"id": i + 1, "file_name": f"val-{i:04d}", "height": height, "width": width}

@@ -12,11 +12,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from detlab.config import build
-from detlab.data.transforms import Flip, ScaleJitter, apply, trainable_objects
+from detlab.data import transforms
+from detlab.data.transforms import Flip, ScaleJitter, Transform, trainable_objects
 from detlab.errors import UserError
-from detlab.structures import PERSON_KEYPOINTS, Target, check_sample
+from detlab.structures import PERSON, Keypoints, Sample, Target, check_sample
 
 FILL = (9, 8, 7)
+
+
+def apply(transform: Transform, image: torch.Tensor, target: Target) -> Sample:
+    return transforms.apply(transform, image, target, PERSON)
 
 
 def sample(points: int = 17) -> tuple[torch.Tensor, Target]:
@@ -46,7 +51,7 @@ def test_a_flip_mirrors_image_boxes_and_masks_and_swaps_left_and_right() -> None
     assert torch.equal(flipped_image, image.flip(-1))
     assert flipped["boxes"].tolist() == [[14, 1, 18, 4], [0, 5, 10, 9]]
     assert torch.equal(flipped["masks"], target["masks"].flip(-1))
-    left, right = PERSON_KEYPOINTS.index("left_wrist"), PERSON_KEYPOINTS.index("right_wrist")
+    left, right = PERSON.names.index("left_wrist"), PERSON.names.index("right_wrist")
     assert flipped["keypoints"][0, left].tolist() == [20 - target["keypoints"][0, right, 0], 1, 2]
     assert flipped["keypoints"][..., 2].eq(2).all()
 
@@ -66,9 +71,11 @@ def test_a_point_that_is_not_labelled_stays_at_the_origin() -> None:
     assert flipped["keypoints"][0, 0].tolist() == [0, 0, 0]
 
 
-def test_points_without_known_pairs_are_refused_by_a_flip() -> None:
-    with pytest.raises(UserError, match="5 keypoints"):
-        apply(Flip(p=1.0), *sample(points=5))
+def test_a_flip_swaps_the_points_that_the_data_set_pairs() -> None:
+    image, target = sample(points=3)
+    points = Keypoints(names=("bow", "port", "starboard"), flip_pairs=((1, 2),), sigmas=(0.1, 0.1, 0.1))
+    flipped = transforms.apply(Flip(p=1.0), image, target, points)[1]
+    assert flipped["keypoints"][0, :, 0].tolist() == [20 - 1, 20 - 3, 20 - 2]
 
 
 def test_objects_outside_a_crop_leave_every_field() -> None:
