@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +43,111 @@ def random_split(count: int, val_size: int, seed: int, part: str, *, test_size: 
     first = {"train": 0, "test": train_size, "val": train_size + test_size}
     last = {"train": train_size, "test": train_size + test_size, "val": count}
     return order[first[part] : last[part]]
+
+
+def stratified_order(names: Sequence[str], strata: Sequence[Hashable], seed: int) -> list[int]:
+    """An order of images of which each stretch holds every stratum in its proportion, give or take one image.
+
+    It depends on the names and the seed alone, not on the order in which they are given. A stretch of it is a part, a fold, or a
+    subset that a longer one contains.
+
+    Args:
+        names: unique.
+        strata: of each image, such as its rarest class.
+        seed: of the order.
+
+    Returns:
+        Indices.
+    """
+
+    def drawn(text: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode("utf-8", "surrogateescape")).digest()[:8], "big")
+
+    members: dict[Hashable, list[tuple[int, int]]] = defaultdict(list)
+    for i, (name, stratum) in enumerate(zip(names, strata, strict=True)):
+        members[stratum].append((drawn(name), i))
+    placed: list[tuple[float, int, int]] = []
+    for stratum, images in members.items():
+        # Each stratum begins elsewhere: those of one image would all lie in the middle otherwise.
+        begin = drawn(f"stratum {stratum}") / 2**64
+        for rank, (number, i) in enumerate(sorted(images)):
+            placed.append(((rank + begin) / len(images), number, i))
+    return [i for _, _, i in sorted(placed)]
+
+
+def part_size(size: float, count: int, key: str) -> int:
+    """A number of images, given as it is or as a fraction below 1.
+
+    Raises:
+        UserError: negative, or all of them and more.
+    """
+    images = round(size * count) if 0 < size < 1 else size
+    if images != int(images) or not 0 <= images < max(count, 1):
+        raise UserError(
+            f"dataset.{key}: {size} of {count} images; give a whole number from 0 to {count - 1}, or a fraction below 1."
+        )
+    return int(images)
+
+
+def check_folds(folds: int | None, fold: int | None, count: int) -> None:
+    """Refuse folds that cannot be.
+
+    Raises:
+        UserError: one key without the other, fewer than 2 folds or more than images, or a fold that is none of them.
+    """
+    if folds is None and fold is None:
+        return
+    if folds is None or not 2 <= folds <= count:
+        raise UserError(f"dataset.folds: {folds}; give 2 to {count} (images), or leave dataset.fold out.")
+    if fold is None or not 0 <= fold < folds:
+        raise UserError(f"dataset.fold: {fold}; of {folds} folds there are 0..{folds - 1}.")
+
+
+def place_of(
+    count: int, part: str, *, val_size: float, test_size: float, folds: int | None, fold: int | None
+) -> tuple[int, int]:
+    """Where a part lies in an order of `count` images: the first are the test's, behind them a stretch is for validation.
+
+    Returns:
+        The beginning and the end of `val` or `test`; for `train`, which is the rest, those of `val`.
+
+    Raises:
+        UserError: parts that leave nothing for training.
+    """
+    check_part(part)
+    tested = part_size(test_size, count, "test_size")
+    check_folds(folds, fold, count - tested)
+    if folds is not None and fold is not None:
+        begin, end = (tested + (count - tested) * number // folds for number in (fold, fold + 1))
+    else:
+        begin, end = tested, tested + part_size(val_size, count, "val_size")
+    if end - begin + tested >= count:
+        raise UserError(
+            f"dataset.test_size: {test_size} and val_size={val_size} of {count} images leave none for training."
+        )
+    return (0, tested) if part == "test" else (begin, end)
+
+
+def stretch(order: Sequence[int], part: str, fraction: float, **sizes: Any) -> list[int]:
+    """The images of a part, of an order from `stratified_order`; of `train` the first `fraction` of what the others leave.
+
+    Args:
+        order: of all images.
+        part: `train`, `val` or `test`.
+        fraction: above 0, up to 1; a smaller one is contained in a larger one.
+        sizes: as `place_of` takes them.
+
+    Raises:
+        UserError: a fraction out of its range, or parts that leave nothing for training.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"dataset.fraction: {fraction} is not allowed; allowed: above 0, up to 1.")
+    begin, end = place_of(len(order), part, **sizes)
+    if part != "train":
+        return list(order[begin:end])
+    tested = place_of(len(order), "test", **sizes)[1]
+    rest = [*order[end:], *order[tested:begin]]
+    return rest[: math.ceil(fraction * len(rest))]
 
 
 def split_from_file(path: Path, names: Sequence[str], part: str) -> list[int]:
