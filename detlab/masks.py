@@ -49,10 +49,11 @@ def encode(masks: np.ndarray) -> list[RLE]:
 
 def decode(rles: Sequence[RLE], height: int, width: int) -> Tensor:
     """Run lengths as masks, uint8 `[N, height, width]`."""
-    if not rles:
-        return torch.zeros((0, height, width), dtype=torch.uint8)
+    masks = np.empty((len(rles), height, width), np.uint8)
     with warnings.catch_warnings():
         # pycocotools 2.0.11 has not caught up with numpy 2's copy keyword.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        pixels = coco_mask.decode(list(rles))  # type: ignore[arg-type]
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        # One by one: all at once they come as [H, W, N], which takes twice the memory and 2.5 times as long to turn.
+        for mask, rle in zip(masks, rles, strict=True):
+            mask[:] = coco_mask.decode(cast("Any", rle))
+    return torch.from_numpy(masks)

@@ -30,7 +30,7 @@ STILL = ("optimizer.lr=1e-30", "optimizer.weight_decay=0", "model.norm=group")  
 
 def part(name: str, **sizes: int) -> Synthetic:
     given = {"train_size": 8, "val_size": 4, "test_size": 0, **sizes}
-    return Synthetic(part=name, difficulty="easy", seed=0, **given)
+    return Synthetic(part=name, difficulty="easy", seed=0, folds=None, fold=None, fraction=1.0, **given)
 
 
 class SumsPixels(nn.Module):
@@ -123,7 +123,7 @@ def test_the_held_out_part_is_scored_once_with_the_best_weights(detlab: Detlab, 
     metrics = {}
     for name in ("best", "last"):
         state = checkpoint.read(tmp_path / "run" / "checkpoints" / f"{name}.pt")
-        model, classes = checkpoint.load_model(tmp_path / "run" / "checkpoints" / "best.pt")
+        model, classes, _ = checkpoint.load_model(tmp_path / "run" / "checkpoints" / "best.pt")
         model.load_state_dict(state["model"])
         evaluator = CocoEvaluator(ground_truth=data.ground_truth(), class_map=classes, iou_types=("bbox", "segm"))
         never = RunStopping(max_steps=None, max_minutes=None)
@@ -249,7 +249,7 @@ def test_averaged_weights_are_scored_and_saved_beside_and_a_resumed_run_continue
     }
     weight = "rpn.head.cls_logits.weight"
     assert not torch.equal(saved["best_ema"]["model"][weight], saved["last"]["model"][weight])
-    model, _ = checkpoint.load_model(tmp_path / "whole" / "checkpoints" / "best_ema.pt")
+    model, _, _ = checkpoint.load_model(tmp_path / "whole" / "checkpoints" / "best_ema.pt")
     assert torch.equal(model.state_dict()[weight], saved["best_ema"]["model"][weight])
     best = max(line["val_ema/segm/AP"] for line in lines if "val_ema/segm/AP" in line)
     assert saved["best_ema"]["metrics"]["segm/AP"] == best

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,8 +142,9 @@ def _existing(folder: Path) -> Path:
 
 
 def _free_memory() -> int | None:
-    """Bytes of memory that are available, where the system says so."""
+    """Bytes of memory that are available, what the system keeps of files counted in; None where it does not say."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
         return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

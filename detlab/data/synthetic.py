@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 
 from detlab.data.drawing import Dice
 from detlab.data.scenes import LEVELS, Scene, compose
-from detlab.data.split import check_part
+from detlab.data.split import check_folds, check_part, stratified_order, stretch
 from detlab.errors import UserError
 from detlab.masks import enclosing_boxes, encode
 from detlab.structures import PERSON, ClassMap, IouType, Sample
@@ -20,7 +20,7 @@ from detlab.structures import PERSON, ClassMap, IouType, Sample
 class Synthetic:
     """People in simple scenes, at one of two frozen levels of difficulty; a `DetectionDataset`.
 
-    Sample i of a level depends on (seed, part, i) alone, and is the same on every machine, whatever the sizes of the parts. What is
+    Picture i of a level depends on (seed, part, i) alone, and is the same on every machine, whatever the size of its part. What is
     drawn is kept in memory (0.2 to 0.5 MB an image), so that only the first epoch pays for it.
 
     Args:
@@ -30,9 +30,12 @@ class Synthetic:
         train_size: images in `train`.
         val_size: images in `val`.
         test_size: images in `test`; may be 0.
+        folds: equal shares of the images of `train`, of which
+        fold: is then `val`, and the others `train`; both or neither.
+        fraction: of the images of `train`, above 0, up to 1; a smaller one is contained in a larger one.
 
     Raises:
-        UserError: a part or difficulty that does not exist, a size below 1.
+        UserError: a part or difficulty that does not exist, a size below 1, folds or a fraction that cannot be.
     """
 
     class_map = ClassMap(("person",))
@@ -40,7 +43,17 @@ class Synthetic:
     keypoints = PERSON
 
     def __init__(
-        self, *, part: str, difficulty: str, seed: int, train_size: int, val_size: int, test_size: int
+        self,
+        *,
+        part: str,
+        difficulty: str,
+        seed: int,
+        train_size: int,
+        val_size: int,
+        test_size: int,
+        folds: int | None,
+        fold: int | None,
+        fraction: float,
     ) -> None:
         check_part(part)
         if difficulty not in LEVELS:
@@ -50,8 +63,16 @@ class Synthetic:
             least = 0 if name == "test" else 1
             if size < least:
                 raise UserError(f"dataset.{name}_size={size}: must be {least} or more.")
-        self.part, self.difficulty, self.seed = part, difficulty, seed
-        self.image_names = [f"{part}-{i:04d}" for i in range(sizes[part])]
+        self.difficulty, self.seed = difficulty, seed
+        check_folds(folds, fold, train_size)
+        # Which stream of pictures, and which of them.
+        self.stream = "train" if folds is not None and part == "val" else part
+        self._numbers = list(range(sizes[part]))
+        if self.stream == "train" and (folds is not None or fraction != 1):
+            pool = [f"train-{i:04d}" for i in range(train_size)]
+            order = stratified_order(pool, [0] * train_size, seed)
+            self._numbers = sorted(stretch(order, part, fraction, val_size=0, test_size=0, folds=folds, fold=fold))
+        self.image_names = [f"{self.stream}-{i:04d}" for i in self._numbers]
         self._level = LEVELS[difficulty]
         self._samples: dict[int, Sample] = {}
 
@@ -76,7 +97,7 @@ class Synthetic:
 
     def scene(self, index: int) -> Scene:
         """Draw picture `index` anew, with what the target leaves out: whole heights and hidden shares."""
-        name = f"detlab.synthetic 1, {self.difficulty}, seed {self.seed}, {self.part} {range(len(self))[index]}"
+        name = f"detlab.synthetic 1, {self.difficulty}, seed {self.seed}, {self.stream} {self._numbers[index]}"
         return compose(Dice(name), self._level)
 
     def get_height_and_width(self, index: int) -> tuple[int, int]:
@@ -92,10 +113,10 @@ class Synthetic:
             for annotation in self._annotations(index):
                 annotations.append({"id": len(annotations) + 1, **annotation})
         return {
-            "info": {"description": f"detlab synthetic, {self.difficulty}, seed {self.seed}, {self.part}"},
+            "info": {"description": f"detlab synthetic, {self.difficulty}, seed {self.seed}, {self.stream}"},
             "images": [
                 {"id": i + 1, "file_name": name, "height": height, "width": width}
-                for i, name in enumerate(self.image_names)
+                for i, name in zip(self._numbers, self.image_names, strict=True)
             ],
             "categories": [{**people, "skeleton": [[a + 1, b + 1] for a, b in PERSON.skeleton]}],
             "annotations": annotations,
@@ -138,7 +159,7 @@ class Synthetic:
         return image, {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self._level.size),  # pyright: ignore
             "labels": torch.ones(count, dtype=torch.int64),
-            "image_id": index + 1,
+            "image_id": self._numbers[index] + 1,
             "area": torch.from_numpy(scene.masks.sum(axis=(1, 2)).astype(np.float32)),
             "iscrowd": torch.zeros(count, dtype=torch.uint8),
             "masks": tv_tensors.Mask(torch.from_numpy(scene.masks.astype(np.uint8))),

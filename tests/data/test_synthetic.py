@@ -27,7 +27,17 @@ SAMPLES_SHA256 = "d480c91238c1153bbdbc1a4fce42f5d3651a3c6162eced304ce15ef4e174c9
 
 
 def dataset(difficulty: str = "easy", part: str = "train", seed: int = 0, size: int = 50) -> Synthetic:
-    return Synthetic(part=part, difficulty=difficulty, seed=seed, train_size=size, val_size=size, test_size=0)
+    return Synthetic(
+        part=part,
+        difficulty=difficulty,
+        seed=seed,
+        train_size=size,
+        val_size=size,
+        test_size=0,
+        folds=None,
+        fold=None,
+        fraction=1.0,
+    )
 
 
 def fingerprint(sample: Sample) -> str:
@@ -247,6 +257,9 @@ def test_ground_truth_agrees_with_the_samples(level: str) -> None:
         ({"test_size": -1}, "dataset.test_size=-1: must be 0 or more."),
         ({"train_size": 0}, "dataset.train_size=0: must be 1 or more."),
         ({"val_size": -3}, "dataset.val_size=-3: must be 1 or more."),
+        ({"fold": 0}, "dataset.folds: None; give 2 to 2 (images), or leave dataset.fold out."),
+        ({"folds": 2, "fold": 2}, "dataset.fold: 2; of 2 folds there are 0..1."),
+        ({"fraction": 0}, "dataset.fraction: 0 is not allowed; allowed: above 0, up to 1."),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(change: dict[str, object], said: str) -> None:
@@ -257,6 +270,9 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(change: dict[str, object]
         "train_size": 2,
         "val_size": 2,
         "test_size": 0,
+        "folds": None,
+        "fold": None,
+        "fraction": 1.0,
     }
     with pytest.raises(UserError) as error:
         Synthetic(**(settings | change))  # type: ignore[arg-type]
@@ -293,3 +309,33 @@ def test_dice_are_uniform_and_of_their_name_alone() -> None:
     assert noise.shape == (7, 5, 3)
     assert np.abs(noise).max() <= 1
     assert all(a != b for a, b in pairwise(noise[:, 0, 0]))
+
+
+def folded(part: str, fold: int | None, fraction: float = 1.0) -> Synthetic:
+    folds = None if fold is None else 3
+    return Synthetic(
+        part=part, difficulty="easy", seed=0, train_size=7, val_size=2, test_size=0, folds=folds, fold=fold, fraction=fraction
+    )  # fmt: skip
+
+
+def test_each_picture_is_validated_in_exactly_one_fold() -> None:
+    held_out = [list(folded("val", fold).image_names) for fold in range(3)]
+    assert sorted(sum(held_out, [])) == [f"train-{i:04d}" for i in range(7)]  # noqa: RUF017
+    for fold in range(3):
+        assert sorted(held_out[fold] + list(folded("train", fold).image_names)) == [f"train-{i:04d}" for i in range(7)]
+
+
+def test_a_picture_of_a_fold_is_the_one_of_its_name() -> None:
+    whole, fold = folded("train", None), folded("val", 1)
+    truth = fold.ground_truth()
+    for i, name in enumerate(fold.image_names):
+        again = whole[list(whole.image_names).index(name)]
+        assert torch.equal(fold[i][0], again[0])
+        assert fold[i][1]["image_id"] == again[1]["image_id"] == truth["images"][i]["id"]
+
+
+def test_a_fraction_of_the_pictures_is_contained_in_a_larger_one() -> None:
+    few, more = (set(folded("train", None, fraction).image_names) for fraction in (0.3, 0.8))
+    assert (len(few), len(more)) == (3, 6)
+    assert few < more
+    assert len(folded("val", None, 0.3)) == 2

@@ -1,0 +1,38 @@
+"""COCO's size: the index is small, quick to make, and shared by the workers. `python tests/scale.py FOLDER` prints the numbers."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import scale
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
+
+
+def hold(folder: Path, share: float, index_mb: float) -> None:
+    """Make a share of COCO, measure, and hold the numbers against the bars."""
+    try:
+        path = scale.make(folder, share)
+        plain, detlab, torchvision = (scale.measured(what, path) for what in ("json", "detlab", "torchvision"))
+    finally:
+        shutil.rmtree(folder)
+    assert detlab["index_mb"] < index_mb
+    assert detlab["resident_mb"] < index_mb
+    assert detlab["worker_mb"] < 60
+    assert detlab["first_batch_s"] < 2 * plain["json_s"]
+    assert detlab["resident_mb"] < torchvision["resident_mb"]
+    assert detlab["worker_mb"] < torchvision["worker_mb"]
+
+
+@pytest.mark.slow
+def test_a_tenth_of_coco_costs_a_tenth_of_the_bars(tmp_path: Path) -> None:
+    hold(tmp_path / "coco", 0.1, index_mb=100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_coco_keeps_the_bars(tmp_path: Path) -> None:
+    hold(tmp_path / "coco", 1.0, index_mb=1000)
