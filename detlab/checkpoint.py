@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -18,7 +18,7 @@ from detlab import distributed, storage
 from detlab.averaging import Average
 from detlab.config import build
 from detlab.errors import UserError
-from detlab.structures import ClassMap
+from detlab.structures import ClassMap, Keypoints
 
 FORMAT = 1
 
@@ -76,6 +76,7 @@ class Origin:
     overrides: list[str]
     choices: dict[str, str]
     class_map: ClassMap
+    keypoints: Keypoints | None  # of the data set
     batches: dict[str, int]  # what decides which images a position in an epoch stands for
 
     def record(self) -> dict[str, Any]:
@@ -87,7 +88,48 @@ class Origin:
             "choices": dict(self.choices),
             "batches": dict(self.batches),
             "class_map": {"names": list(self.class_map.names), "category_ids": list(self.class_map.category_ids)},
+            "keypoints": _plain(self.keypoints),
         }
+
+
+def _plain(keypoints: Keypoints | None) -> dict[str, list[Any]] | None:
+    """What keypoints are, as lists."""
+    if keypoints is None:
+        return None
+    pairs = {"flip_pairs": keypoints.flip_pairs, "skeleton": keypoints.skeleton}
+    plain = {key: [list(pair) for pair in value] for key, value in pairs.items()}
+    return {"names": list(keypoints.names), "sigmas": list(keypoints.sigmas), **plain}
+
+
+def keypoints_of(state: Mapping[str, Any]) -> Keypoints | None:
+    """What the keypoints of a checkpoint's data set are; None where it has none, or is of before they were written down."""
+    if "keypoints" not in state or state["keypoints"] is None:
+        return None
+    plain = state["keypoints"]
+    flip_pairs, skeleton = (tuple((a, b) for a, b in plain[key]) for key in ("flip_pairs", "skeleton"))
+    return Keypoints(tuple(plain["names"]), flip_pairs, tuple(plain["sigmas"]), skeleton)
+
+
+def check_keypoints(theirs: Keypoints | None, ours: Keypoints | None, path: Path, *, keys: Sequence[str]) -> None:
+    """Refuse a data set whose keypoints are not those that a checkpoint's model has learnt.
+
+    Args:
+        theirs: the checkpoint's; None where it does not say, or is of before they were written down: nothing is compared.
+        ours: the data set's.
+        path: the checkpoint.
+        keys: which of the settings must be the same.
+
+    Raises:
+        UserError: names the first that differs.
+    """
+    if theirs is None:
+        return
+    if ours is None:
+        raise UserError(f"{path}: trained on keypoints, but the data set has none.")
+    for key in keys:
+        was, now = _plain(theirs)[key], _plain(ours)[key]  # type: ignore[index]
+        if was != now:
+            raise UserError(f"{path}: trained with keypoints.{key}={was}, but the data set has {now}.")
 
 
 class Checkpoints:
@@ -166,7 +208,7 @@ class Checkpoints:
             objective: by which the best is judged from here on.
 
         Raises:
-            UserError: a file that is damaged, no state, of other classes or another model, or with other batches.
+            UserError: a file that is damaged, no state, of other classes, keypoints or another model, or with other batches.
         """
         path = state_file(run)
         state = distributed.from_first(lambda: read(path))
@@ -175,6 +217,9 @@ class Checkpoints:
         theirs, ours = state["class_map"]["names"], list(self._origin.class_map.names)
         if theirs != ours:
             raise UserError(f"{path}: trained on the classes {theirs}, but the data set has {ours}.")
+        if "keypoints" in cast(Any, model).iou_types:
+            kept = ("names", "flip_pairs", "sigmas")  # the skeleton is for pictures only
+            check_keypoints(keypoints_of(state), self._origin.keypoints, path, keys=kept)
         for key, now in self._origin.batches.items():
             if state["batches"][key] != now:
                 raise UserError(
@@ -244,7 +289,7 @@ def load_strict(model: nn.Module, weights: Mapping[str, Any], path: Path) -> Non
         raise UserError(f"{path}: holds another model than the one configured: {first}") from None
 
 
-def load_model(path: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, ClassMap]:
+def load_model(path: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, ClassMap, Keypoints | None]:
     """Rebuild a checkpoint's model from what the file says, without network, in evaluation mode, on the CPU.
 
     The saved config is a stranger's: only detlab's and torchvision's own classes are built from it, and those of the packages
@@ -259,6 +304,8 @@ def load_model(path: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, ClassM
     # The weights are in this file: the one that training began with is not needed, and may be gone.
     if "weights" in config.model:
         config.model.weights = "none"
-    model = build(config.model, group="model", allow=allow, num_classes=len(class_map) + 1)
+    keypoints = keypoints_of(state)
+    counts = {"num_classes": len(class_map) + 1, "num_keypoints": len(keypoints) if keypoints is not None else None}
+    model = build(config.model, group="model", allow=allow, **counts)
     load_strict(model, state["model"], path)
-    return model.eval(), class_map
+    return model.eval(), class_map, keypoints

@@ -57,15 +57,15 @@ NEVER = (
 )  # fmt: skip
 # What the runner passes to each group's target beside the arguments in its YAML.
 PASSED_BY_RUNNER: dict[str, tuple[str, ...]] = {
-    "model": ("num_classes",),
+    "model": ("num_classes", "num_keypoints"),
     "dataset": ("part",),
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps", "steps_per_epoch"),
-    "evaluator": ("ground_truth", "class_map", "iou_types"),
+    "evaluator": ("ground_truth", "class_map", "iou_types", "keypoint_sigmas"),
     "augmentation": (),
 }
-# Of these, what a target need not take: torch's own schedules know no length of a run.
-PASSED_WHERE_TAKEN = ("total_steps", "steps_per_epoch")
+# Of these, what a target need not take: torch's own schedules know no length of a run, and not every model has keypoints.
+PASSED_WHERE_TAKEN = ("total_steps", "steps_per_epoch", "num_keypoints", "keypoint_sigmas")
 # Keys of a node that are no arguments of what it builds: the top level takes them up by interpolation, `groups` the run.
 SUGGESTIONS: dict[str, tuple[str, ...]] = {
     "dataset": ("image_size", "image_sizes"),
@@ -94,6 +94,7 @@ class RunConfig:
     batch_size: int = MISSING
     accumulate: int = MISSING
     shuffle: bool = MISSING
+    aspect_ratio_groups: int | None = MISSING
     image_size: Any = MISSING  # min and max; Any, since it may be an interpolation of the data set's
     workers: int = MISSING
     device: str = MISSING
@@ -285,6 +286,7 @@ RULES: dict[str, Rule] = {
     "max_minutes": _above(0),
     "batch_size": _at_least(1),
     "accumulate": _at_least(1),
+    "aspect_ratio_groups": _at_least(0),
     "workers": _at_least(0),
     "log_every": _at_least(1),
     "eval_every": _at_least(1),
@@ -302,11 +304,20 @@ RULES: dict[str, Rule] = {
     "device": ("auto, cpu, cuda, cuda:N, mps", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", str(v)) is not None),
     "objective": ("<bbox|segm|keypoints>/<metric>, such as bbox/AP or segm/AP50", _is_objective),
     "dataset.difficulty": _one_of(("easy", "hard")),
+    "dataset.invalid": _one_of(("error", "drop", "clip")),
+    "dataset.cache": _one_of(("none", "ram", "disk")),
+    "dataset.folds": _at_least(2),
+    "dataset.fold": _at_least(0),
+    "dataset.fraction": ("a number above 0, up to 1", lambda v: _is_number(v) and 0 < v <= 1),
     "model.norm": _one_of(("batch", "frozen", "group", "auto")),
     "model.norm_eps": ("auto, or 0 or more", lambda v: v == "auto" or (_is_number(v) and v >= 0)),
     "model.trainable_backbone_layers": (
         "auto, all, or a whole number from 0",
         lambda v: v in ("auto", "all") or (_is_number(v) and isinstance(v, int) and v >= 0),
+    ),
+    "model.keypoint_layers": (
+        "a list of whole numbers from 1",
+        lambda v: isinstance(v, Sequence) and len(v) > 0 and all(isinstance(x, int) and x >= 1 for x in v),
     ),
     "model.image_std": ("three numbers above 0", lambda v: len(v) == 3 and all(_is_number(x) and x > 0 for x in v)),
     **{f"model.{key}": _fraction() for key in MODEL_FRACTIONS},

@@ -17,7 +17,7 @@ from detlab.config import first_line, rule_fault
 from detlab.data.images import UNREADABLE, read_image, to_rgb
 from detlab.engine import Device, predict, select_device
 from detlab.errors import UserError
-from detlab.structures import ClassMap, IouType, Prediction
+from detlab.structures import ClassMap, IouType, Keypoints, Prediction
 
 # A file's path; a PIL image of any mode; uint8 [H, W, 3] in RGB; [3, H, W], uint8 or float in 0..1.
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -29,17 +29,26 @@ class Detector:
     Args:
         model: torchvision's contract, with `iou_types`; on `device`.
         class_map: names of its labels.
+        keypoints: what the points are that it predicts; None where it predicts none.
         device: where it runs.
         threshold: detections with a lower score are left out; None leaves out none.
         path: the checkpoint that it is from.
     """
 
     def __init__(
-        self, model: nn.Module, class_map: ClassMap, *, device: Device, threshold: float | None, path: Path
+        self,
+        model: nn.Module,
+        class_map: ClassMap,
+        keypoints: Keypoints | None,
+        *,
+        device: Device,
+        threshold: float | None,
+        path: Path,
     ) -> None:
         self.model = model
         self.class_map = class_map
         self.iou_types: tuple[IouType, ...] = cast(Any, model).iou_types
+        self.keypoints = keypoints if "keypoints" in self.iou_types else None
         self.device = device
         self.threshold = threshold
         self.path = path
@@ -136,10 +145,10 @@ def load(run: Path, *, device: str, threshold: float | None) -> Detector:
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold: {threshold!r} is not allowed; allowed: 0 to 1.")
     path = checkpoint_of(run)
-    model, class_map = load_model(path)
+    model, class_map, keypoints = load_model(path)
     place = select_device(device, "fp32")
     try:
         place.place(model)
     except (RuntimeError, AssertionError) as error:  # torch's two ways to say that it has no such device
         raise UserError(f"device: {device!r} is not available here ({first_line(error)}).") from None
-    return Detector(model, class_map, device=place, threshold=threshold, path=path)
+    return Detector(model, class_map, keypoints, device=place, threshold=threshold, path=path)

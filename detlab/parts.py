@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from detlab.config import build
+from detlab.data.dataset import readings_kept
 from detlab.data.loader import Loader, evaluation_loader, training_loader
 from detlab.data.subset import FirstImages
 from detlab.engine import Device
@@ -17,16 +18,17 @@ from detlab.errors import UserError
 from detlab.models.weights import check_frozen
 from detlab.parameters import trained_parameters
 from detlab.profiling import WARMUP_STEPS
-from detlab.structures import ClassMap, DetectionDataset, IouType
+from detlab.structures import ClassMap, DetectionDataset, IouType, Keypoints
 
 
 def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
     """The parts `train` and `val`, and `test` where images are held out."""
     # A data set without the key knows of no third part.
     parts = ("train", "val", "test") if "test_size" in cfg.dataset else ("train", "val")
-    data: dict[str, DetectionDataset] = {
-        part: build(cfg.dataset, group="dataset", allow=cfg.allow, part=part) for part in parts
-    }
+    with readings_kept():
+        data: dict[str, DetectionDataset] = {
+            part: build(cfg.dataset, group="dataset", allow=cfg.allow, part=part) for part in parts
+        }
     if "test" in data and not len(data["test"]):
         del data["test"]
     if cfg.overfit is not None:
@@ -58,6 +60,7 @@ def training_batches(cfg: DictConfig, dataset: DetectionDataset, device: Device)
         seed=cfg.seed,
         workers=cfg.workers,
         pin_memory=device.name.type == "cuda",
+        aspect_ratio_groups=cfg.aspect_ratio_groups,
     )
 
 
@@ -69,9 +72,10 @@ def evaluation_batches(
     return evaluation_loader(dataset, workers=cfg.workers, pin_memory=on_gpu, trainable=trainable)
 
 
-def detector(cfg: DictConfig, class_map: ClassMap) -> nn.Module:
-    """The model, for the classes at hand, with the weights that it starts from."""
-    model: nn.Module = build(cfg.model, group="model", allow=cfg.allow, num_classes=len(class_map) + 1)
+def detector(cfg: DictConfig, class_map: ClassMap, keypoints: Keypoints | None = None) -> nn.Module:
+    """The model, for the classes and keypoints at hand, with the weights that it starts from."""
+    counts = {"num_classes": len(class_map) + 1, "num_keypoints": len(keypoints) if keypoints is not None else None}
+    model: nn.Module = build(cfg.model, group="model", allow=cfg.allow, **counts)
     if "weights" in cfg.model:
         check_frozen(model, cfg.model.weights)
     return model
@@ -97,4 +101,5 @@ def evaluator(cfg: DictConfig, dataset: DetectionDataset, iou_types: tuple[IouTy
         ground_truth=dataset.ground_truth(),
         class_map=dataset.class_map,
         iou_types=iou_types,
+        keypoint_sigmas=dataset.keypoints.sigmas if dataset.keypoints is not None else None,
     )

@@ -14,7 +14,7 @@ from torchvision.utils import draw_bounding_boxes, draw_keypoints, make_grid
 
 from detlab.engine import Device, predict
 from detlab.storage import replacing
-from detlab.structures import PERSON, ClassMap, DetectionDataset, Prediction, Sample
+from detlab.structures import ClassMap, DetectionDataset, Keypoints, Prediction, Sample
 
 Colour = tuple[int, int, int]
 
@@ -25,15 +25,22 @@ COLOURS: tuple[Colour, ...] = (
 
 
 def draw(
-    image: Tensor, objects: Mapping[str, Any], class_map: ClassMap, *, threshold: float, shorter_side: int
+    image: Tensor,
+    objects: Mapping[str, Any],
+    class_map: ClassMap,
+    keypoints: Keypoints | None,
+    *,
+    threshold: float,
+    shorter_side: int,
 ) -> Tensor:
     """Boxes, masks, keypoints, names and scores on a picture; lines and letters grow with it.
 
     Args:
         image: uint8 `[3, H, W]`.
         objects: a target or a prediction: `boxes`, `labels`, optionally `scores`, `masks` (`[N, H, W]` of 0 and 1, or
-            `[N, 1, H, W]` of probabilities) and `keypoints` (`[N, P, 3]`: x, y, visibility; 17 are taken for a person's).
+            `[N, 1, H, W]` of probabilities) and `keypoints` (`[N, P, 3]`: x, y, visibility).
         class_map: for the names.
+        keypoints: for the lines between the points; None where nobody knows them.
         threshold: objects with a lower score are left out.
         shorter_side: pixels that small pictures are enlarged to, so that the text can be read.
 
@@ -62,19 +69,13 @@ def draw(
     unit = max(1, round(min(size) / 400))
     picture = draw_bounding_boxes(picture, boxes * scale, colors=list(colours), width=2 * unit)
     if "keypoints" in objects:
+        limbs = list(keypoints.skeleton) if keypoints is not None else None
         for points, colour in zip(objects["keypoints"].as_subclass(Tensor)[keep].cpu(), colours, strict=True):
             picture = draw_keypoints(
-                picture, points[None, :, :2] * scale, connectivity=_limbs(len(points)), colors=colour,
+                picture, points[None, :, :2] * scale, connectivity=limbs, colors=colour,
                 visibility=points[None, :, 2] > 0, radius=2 * unit, width=unit,
             )  # fmt: skip
     return _labelled(picture, names, boxes * scale, colours, unit)
-
-
-def _limbs(points: int) -> list[tuple[int, int]] | None:
-    """The pairs of keypoints, from 0, that lines connect: those of a person, where there are as many points."""
-    if points != len(PERSON):
-        return None
-    return list(PERSON.skeleton)
 
 
 def _labelled(picture: Tensor, names: Sequence[str], boxes: Tensor, colours: Sequence[Colour], unit: int) -> Tensor:
@@ -106,7 +107,12 @@ def save(picture: Tensor, path: Path) -> None:
 
 
 def comparison(
-    samples: Sequence[Sample], predictions: Sequence[Prediction], class_map: ClassMap, *, threshold: float
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    class_map: ClassMap,
+    keypoints: Keypoints | None,
+    *,
+    threshold: float,
 ) -> Tensor:
     """A grid of pictures, two samples a row: of each the prediction on the left, the ground truth on the right.
 
@@ -119,7 +125,8 @@ def comparison(
     for (image, target), prediction in zip(samples, predictions, strict=True):
         truth = {field: value for field, value in target.items() if field in prediction}
         pictures += [
-            draw(image, objects, class_map, threshold=threshold, shorter_side=288) for objects in (prediction, truth)
+            draw(image, objects, class_map, keypoints, threshold=threshold, shorter_side=288)
+            for objects in (prediction, truth)
         ]
     height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
     padded = [F.pad(p, [0, 0, width - p.shape[2], height - p.shape[1]]) for p in pictures]
@@ -141,4 +148,4 @@ def comparison_of(model: nn.Module, dataset: DetectionDataset, device: Device) -
     if not samples:
         return None
     predictions = [prediction for image, _ in samples for prediction in predict(model, [image], device)]
-    return comparison(samples, predictions, dataset.class_map, threshold=0.5)
+    return comparison(samples, predictions, dataset.class_map, dataset.keypoints, threshold=0.5)

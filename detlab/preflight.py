@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import version
+from hydra import compose, initialize_config_dir, version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -52,7 +52,10 @@ MAX_SWEPT_VALUES = 1000
 OPTIONAL_GROUPS = ("experiment", "sweep", "debug")
 
 # Keys of groups that have a value in YAML, and that null turns off.
-NULLABLE = ("optimizer.groups", "model.enlarge_to", "model.mask_roi_pool", "model.mask_hidden_channels")
+NULLABLE = (
+    "optimizer.groups", "model.enlarge_to", "model.mask_roi_pool", "model.mask_hidden_channels",
+    "dataset.val_annotations", "dataset.train_list", "dataset.val_list",
+)  # fmt: skip
 
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -95,6 +98,19 @@ def preflight(argv: Sequence[str], *, claim: bool = True) -> list[str]:
         raise UserError("\n".join(faults))
     sweeps = flags.multirun or any(text.startswith("sweep=") for text in texts)
     return texts + (_folders_name_the_swept(texts) if sweeps else []) + rest
+
+
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """Compose overrides as a run with them would, for a command that starts none. `register()` must have run.
+
+    Raises:
+        UserError: a line for each fault.
+    """
+    texts = preflight(overrides, claim=False)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", texts, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in values
+    return cfg
 
 
 def compose_again(recorded: Sequence[str], given: Sequence[str], *, taken: Sequence[str], source: str) -> DictConfig:

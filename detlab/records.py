@@ -47,7 +47,8 @@ def _choices() -> dict[str, str]:
 def origin(cfg: DictConfig, train_set: DetectionDataset) -> Origin:
     """Where this run's checkpoints come from."""
     batches = {"batch_size": cfg.batch_size, "accumulate": cfg.accumulate, "images": len(train_set), "seed": cfg.seed}
-    return Origin(cfg, list(HydraConfig.get().overrides.task), _choices(), train_set.class_map, batches)
+    overrides = list(HydraConfig.get().overrides.task)
+    return Origin(cfg, overrides, _choices(), train_set.class_map, train_set.keypoints, batches)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -97,13 +97,18 @@ PERSON = Keypoints(
 
 
 class Target(TypedDict):
-    """What is known of one image; every per-instance field has the same length N, in the same order. N = 0 is legal."""
+    """What is known of one image; every per-instance field has the same length N, in the same order. N = 0 is legal.
+
+    A data set may add fields of its own. Every tensor of one dimension or more is per-instance, a row for each object, and kept
+    in step with the others; what holds for the whole image is a plain value or a tensor without dimensions.
+    """
 
     boxes: Tensor  # float32 [N, 4], xyxy in pixels, 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H
     labels: Tensor  # int64 [N], 1..K
     image_id: int  # unique in its data set
     area: Tensor  # float32 [N], pixels
     iscrowd: Tensor  # bool or integer [N], 1 for a region that holds many objects
+    ignored: NotRequired[Tensor]  # bool [N]; not learnt, as crowd regions are not: what VOC calls difficult
     masks: NotRequired[Tensor]  # uint8 [N, H, W], 0 or 1
     keypoints: NotRequired[Tensor]  # float32 [N, P, 3]: x, y, visibility (0 not labelled, 1 hidden, 2 visible)
 
@@ -230,6 +235,7 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, iou_types: 
         "labels": (torch.int64, (count,)),
         "area": (torch.float32, (count,)),
         "iscrowd": (None, (count,)),
+        "ignored": (torch.bool, (count,)),
         "masks": (torch.uint8, (count, height, width)),
         "keypoints": (torch.float32, (count, None, 3)),
     }
@@ -242,6 +248,12 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, iou_types: 
             wanted = [e if e is not None else "P" for e in shape]
             raise UserError(
                 f"{where}: {field} is {value.dtype} {list(value.shape)}; expected {dtype or 'integer'} {wanted}."
+            )
+    for field, value in target.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != count:
+            raise UserError(
+                f"{where}: {field} is {value.dtype} {list(value.shape)}, the image has {count} objects. A tensor holds a row for "
+                "each object; give what holds for the whole image as a number, a list or a string."
             )
     if "masks" in target and count and int(target["masks"].max()) > 1:
         raise UserError(f"{where}: masks hold {int(target['masks'].max())}; expected 0 and 1.")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from detlab.pictures import COLOURS, comparison, draw, save
-from detlab.structures import ClassMap
+from detlab.structures import PERSON, ClassMap, Keypoints
 
 CLASSES = ClassMap(("person",))
 GREY = torch.full((3, 40, 60), 100, dtype=torch.uint8)
@@ -25,7 +25,7 @@ def objects(score: float) -> dict[str, torch.Tensor]:
 
 
 def test_a_mask_and_its_box_are_drawn_where_they_lie() -> None:
-    picture = draw(GREY, objects(0.9), CLASSES, threshold=0.5, shorter_side=40)
+    picture = draw(GREY, objects(0.9), CLASSES, None, threshold=0.5, shorter_side=40)
     assert GREY.unique().tolist() == [100]  # what was given is not painted on
     assert picture.shape == GREY.shape
     assert picture.dtype == torch.uint8
@@ -36,17 +36,17 @@ def test_a_mask_and_its_box_are_drawn_where_they_lie() -> None:
 
 
 def test_objects_below_the_threshold_are_left_out_and_nothing_else_changes() -> None:
-    assert torch.equal(draw(GREY, objects(0.4), CLASSES, threshold=0.5, shorter_side=40), GREY)
+    assert torch.equal(draw(GREY, objects(0.4), CLASSES, None, threshold=0.5, shorter_side=40), GREY)
 
 
 def test_small_pictures_are_enlarged_so_that_text_can_be_read() -> None:
-    assert draw(GREY, objects(0.9), CLASSES, threshold=0.5, shorter_side=80).shape == (3, 80, 120)
+    assert draw(GREY, objects(0.9), CLASSES, None, threshold=0.5, shorter_side=80).shape == (3, 80, 120)
 
 
 def test_overlapping_masks_mix_their_colours_and_never_black() -> None:
     both = objects(0.9)
     both = {key: torch.cat([value, value]) for key, value in both.items()}
-    picture = draw(GREY, both, CLASSES, threshold=0.5, shorter_side=40)
+    picture = draw(GREY, both, CLASSES, None, threshold=0.5, shorter_side=40)
     assert min(picture[:, 32, 20].tolist()) > 40
 
 
@@ -54,7 +54,7 @@ def test_a_comparison_holds_a_prediction_and_its_truth_for_each_image() -> None:
     truth = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     wide = torch.full((3, 40, 80), 50, dtype=torch.uint8)
     boxes = {key: value for key, value in objects(0.9).items() if key != "masks"}
-    grid = comparison([(GREY, truth), (wide, truth)], [objects(0.9), boxes], CLASSES, threshold=0.5)  # type: ignore
+    grid = comparison([(GREY, truth), (wide, truth)], [objects(0.9), boxes], CLASSES, None, threshold=0.5)  # type: ignore
     assert grid.shape == (3, 288 + 8, 4 * (576 + 4) + 4)
 
 
@@ -62,7 +62,7 @@ def test_of_the_ground_truth_only_what_is_predicted_is_shown() -> None:
     truth = {**objects(0.9), "keypoints": torch.full((1, 17, 3), 20.0)}
     plain = {key: value for key, value in truth.items() if key not in ("masks", "keypoints")}
     shown, alone = (
-        comparison([(GREY, target)], [plain], CLASSES, threshold=0.5)  # type: ignore[list-item,arg-type]
+        comparison([(GREY, target)], [plain], CLASSES, None, threshold=0.5)  # type: ignore[list-item,arg-type]
         for target in (truth, plain)
     )
     assert torch.equal(shown, alone)
@@ -76,23 +76,33 @@ def test_keypoints_are_drawn_where_they_lie_joined_by_a_persons_limbs_and_hidden
     points[0, 11] = torch.tensor([100.0, 180, 0])  # left hip, unknown
     grey = torch.full((3, 300, 300), 100, dtype=torch.uint8)
     person = {"boxes": torch.tensor([[40.0, 20, 260, 280]]), "labels": torch.tensor([1]), "keypoints": points}
-    picture = draw(grey, person, CLASSES, threshold=0.5, shorter_side=300)
+    picture = draw(grey, person, CLASSES, PERSON, threshold=0.5, shorter_side=300)
     for x, y in ((100, 99), (200, 99), (150, 60)):  # beside the limb
         assert tuple(picture[:, y, x].tolist()) == COLOURS[0]
     assert picture[:, 100, 150].tolist() == [255, 255, 255]
     assert picture[:, 180, 100].tolist() == picture[:, 80, 125].tolist() == [100, 100, 100]
 
 
-def test_points_that_are_no_persons_are_drawn_without_limbs() -> None:
+@pytest.mark.parametrize(
+    ("keypoints", "joined"),
+    [
+        (None, False),
+        (Keypoints(("head", "tail"), (), (0.1, 0.1)), False),
+        (Keypoints(("head", "tail"), (), (0.1, 0.1), ((0, 1),)), True),
+    ],
+)
+def test_lines_join_the_points_that_the_skeleton_names_and_no_others(keypoints: Keypoints | None, joined: bool) -> None:
     thing = {
         "boxes": torch.tensor([[40.0, 20, 260, 280]]),
         "labels": torch.tensor([1]),
         "keypoints": torch.tensor([[[100.0, 100, 1], [200, 100, 1]]]),
     }
     grey = torch.full((3, 300, 300), 100, dtype=torch.uint8)
-    picture = draw(grey, thing, CLASSES, threshold=0.5, shorter_side=300)
-    assert tuple(picture[:, 100, 100].tolist()) == tuple(picture[:, 100, 200].tolist()) == COLOURS[0]
-    assert picture[:, 100, 150].tolist() == [100, 100, 100]
+    picture = draw(grey, thing, CLASSES, keypoints, threshold=0.5, shorter_side=300)
+    # Beside the middle of the dots, over which a line would lie.
+    assert tuple(picture[:, 99, 100].tolist()) == tuple(picture[:, 99, 200].tolist()) == COLOURS[0]
+    assert (picture[:, 100, 150].tolist() == [255, 255, 255]) is joined
+    assert picture[:, 90, 150].tolist() == [100, 100, 100]
 
 
 @pytest.mark.parametrize("side", [400, 1600])
@@ -100,7 +110,7 @@ def test_lines_and_letters_grow_with_the_picture(side: int) -> None:
     grey = torch.full((3, side, side), 100, dtype=torch.uint8)
     left = side // 4
     box = {"boxes": torch.tensor([[left, left, 3 * left, 3 * left]]).float(), "labels": torch.tensor([1])}
-    picture = draw(grey, box, CLASSES, threshold=0.5, shorter_side=1)
+    picture = draw(grey, box, CLASSES, None, threshold=0.5, shorter_side=1)
     middle = picture[:, side // 2, : side // 2].T
     width = int((middle == torch.tensor(COLOURS[0])).all(1).sum())
     assert width == 2 * side // 400
@@ -114,13 +124,13 @@ def test_a_name_is_not_cut_off_by_the_edge_of_the_picture() -> None:
     black = []
     for left in (20.0, 180.0):
         box = {"boxes": torch.tensor([[left, 10, left + 20, 50]]), "labels": torch.tensor([1])}
-        black.append(int((draw(grey, box, CLASSES, threshold=0.5, shorter_side=1) < 60).all(0).sum()))
+        black.append(int((draw(grey, box, CLASSES, None, threshold=0.5, shorter_side=1) < 60).all(0).sum()))
     assert black[0] > 40
     assert black[1] == pytest.approx(black[0], rel=0.2)
 
 
 def test_a_picture_is_saved_in_the_format_of_its_name(tmp_path: Path) -> None:
-    picture = draw(GREY, objects(0.9), CLASSES, threshold=0.5, shorter_side=40)
+    picture = draw(GREY, objects(0.9), CLASSES, None, threshold=0.5, shorter_side=40)
     for name, kind in (("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a", "PNG")):
         save(picture, tmp_path / name)
         with Image.open(tmp_path / name) as image:

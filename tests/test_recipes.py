@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SWEEPS = sorted(path.stem for path in (EXPERIMENTS / "sweep").glob("*.yaml"))
 
 def test_there_are_recipes_and_sweeps() -> None:
     assert {"pennfudan", "pennfudan_mobilenet", "pennfudan_offline", "synthetic", "synthetic_quick"} <= set(RECIPES)
-    assert {"lr", "models", "seeds"} == set(SWEEPS)
+    assert {"folds", "lr", "models", "seeds"} == set(SWEEPS)
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda path: path.stem)
@@ -80,3 +81,12 @@ def test_a_sweep_of_seeds_runs_three_of_them(detlab: Callable[..., int], tmp_pat
     assert detlab("resume=sweep/1-seed=1", "max_steps=2") == 0  # goes on with that one
     assert lines_of(tmp_path / "sweep" / "1-seed=1")[-1]["step"] == 2
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_folds_validates_every_image_exactly_once(detlab: Callable[..., int], tmp_path: Path) -> None:
+    assert detlab(*TINY, "sweep=folds", "dataset.train_size=10", "max_steps=1", "hydra.sweep.dir=sweep") == 0
+    splits = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/split.json"))]
+    assert sorted(name for split in splits for name in split["val"]) == [f"train-{i:04d}" for i in range(10)]
+    assert all(sorted(split["train"] + split["val"]) == [f"train-{i:04d}" for i in range(10)] for split in splits)
+    assert len(splits) == 5

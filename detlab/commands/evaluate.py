@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     from omegaconf import OmegaConf
 
     from detlab import engine, parts
-    from detlab.checkpoint import load_model, read
+    from detlab.checkpoint import check_keypoints, load_model, read
     from detlab.config import build, check, register
     from detlab.detector import checkpoint_of
     from detlab.preflight import compose_again
@@ -55,8 +55,10 @@ def main(argv: list[str]) -> int:
     if not len(dataset):
         raise UserError(f"--part: the part {arguments.part!r} of the data set has no images.")
     _check_classes(dataset.class_map.names, state["class_map"]["names"], path)
-    model, _ = load_model(path, allow=cfg.allow)
+    model, _, keypoints = load_model(path, allow=cfg.allow)
     iou_types = learnable_iou_types(model, dataset.iou_types, OmegaConf.create(state["config"]).objective)
+    if "keypoints" in iou_types:
+        check_keypoints(keypoints, dataset.keypoints, path, keys=("names",))
     device.place(model)
     evaluator = parts.evaluator(cfg, dataset, iou_types)
     if arguments.out is not None:

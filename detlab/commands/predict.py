@@ -193,7 +193,8 @@ class _Predictions:
         prediction = self.detector(image)[0]
         self.rows += prediction_to_results(source.image_id, prediction, self.class_map, self.detector.iou_types)
         self.images.append({"id": source.image_id, "file_name": source.name, "height": height, "width": width})
-        picture = draw(image, prediction, self.class_map, threshold=self.threshold, shorter_side=1)
+        points = self.detector.keypoints
+        picture = draw(image, prediction, self.class_map, points, threshold=self.threshold, shorter_side=1)
         path = self.out / source.picture
         path.parent.mkdir(parents=True, exist_ok=True)
         save(picture, path)
@@ -203,8 +204,10 @@ class _Predictions:
 
     def _write(self) -> None:
         from detlab import storage
+        from detlab.data.keypoints import coco_categories
 
         info = {"description": f"images that detlab predict saw with {self.detector.path}"}
-        index = {"info": info, "images": self.images, "categories": self.class_map.categories()}
+        categories = coco_categories(self.class_map, self.detector.keypoints)
+        index = {"info": info, "images": self.images, "categories": categories}
         storage.write_text(self.out / RESULTS, json.dumps(self.rows))
         storage.write_text(self.out / INDEX, json.dumps(index))

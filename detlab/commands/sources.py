@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from detlab.commands.score import read_json
+from detlab.data.folders import SUFFIXES
 from detlab.errors import UserError
 
-# The files of a folder that are taken for images, by the ends of their names in any case.
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What `detlab predict` writes beside its pictures, by which its folders are known: COCO results, and the images that they are of.
 RESULTS, INDEX = "predictions.json", "images.json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from detlab.data.images import UNREADABLE, stored_rgb
+from detlab.data.keypoints import coco_categories, keypoints_from_config
 from detlab.data.split import random_split
 from detlab.errors import UserError
 from detlab.masks import encode
@@ -23,13 +25,18 @@ log = logging.getLogger(__name__)
 
 
 def adapt_image(image: Any, where: str) -> tv_tensors.Image:
-    """A PIL image, or a tensor or array `[C, H, W]` (uint8, or float 0..1), as uint8 `[3, H, W]`.
+    """A PIL image of any mode, or a tensor or array `[C, H, W]` (uint8, or float 0..1), as uint8 `[3, H, W]`.
+
+    A PIL image is not turned by its EXIF orientation: the target is of the image as it is returned.
 
     Raises:
-        UserError: none of these.
+        UserError: none of these, or a PIL image that cannot be decoded.
     """
     if isinstance(image, Image.Image):
-        return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
+        try:
+            return stored_rgb(image)
+        except UNREADABLE as error:
+            raise UserError(f"{where}: not readable as an image ({error}).") from None
     pixels = torch.as_tensor(image).as_subclass(Tensor)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
         raise UserError(f"{where}: the image has shape {list(pixels.shape)}; expected a PIL image or [3, H, W].")
@@ -79,13 +86,14 @@ class AdaptedDataset:
     Args:
         dataset: the user's data set.
         classes: names of the labels 1..K.
+        keypoints: what the points of the samples' `keypoints` are, see `keypoints_from_config`; None where they have none.
         part: `train`, `val` or `test`.
         val_size: number of images for validation.
         split_seed: of the random split.
         test_size: number of images held out for the test.
 
     Raises:
-        UserError: a sample that cannot be adapted, or an `image_id` that stands twice.
+        UserError: a sample that cannot be adapted, keypoints that nobody has described, or an `image_id` that stands twice.
     """
 
     def __init__(
@@ -97,16 +105,17 @@ class AdaptedDataset:
         val_size: int,
         split_seed: int,
         test_size: int,
+        keypoints: Mapping[str, Any] | None,
     ) -> None:
         self.class_map = ClassMap(tuple(classes))
         self._dataset = dataset
         self._name = type(dataset).__name__
         self._chosen = random_split(len(cast(Any, dataset)), val_size, split_seed, part, test_size=test_size)
         self.image_names = [f"{self._name}[{i}]" for i in self._chosen]
-        self.keypoints = None
-        self.iou_types: tuple[IouType, ...] = ("bbox",)
+        self.keypoints = keypoints_from_config(keypoints, "dataset.keypoints")
+        self.iou_types: tuple[IouType, ...] = ("bbox", "keypoints") if self.keypoints is not None else ("bbox",)
         first = self[0][1] if self._chosen else {}
-        self.iou_types = tuple(iou_type for iou_type in IOU_TYPES if iou_type == "bbox" or FIELD_OF[iou_type] in first)
+        self.iou_types = tuple(t for t in IOU_TYPES if t in self.iou_types or FIELD_OF[t] in first)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -123,7 +132,25 @@ class AdaptedDataset:
         target = adapt_target(sample[1], size, where)
         if not len(target["labels"]) and "segm" in self.iou_types and "masks" not in target:
             target["masks"] = tv_tensors.Mask(torch.zeros((0, *size), dtype=torch.uint8))
+        if "keypoints" in target:
+            self._check_points(target["keypoints"], where)
+        if not len(target["labels"]) and self.keypoints is not None:
+            target["keypoints"] = torch.zeros((0, len(self.keypoints), 3))
         return image, target
+
+    def _check_points(self, points: Tensor, where: str) -> None:
+        """Refuse points that the settings do not describe; no objects have any."""
+        count = points.shape[1] if points.ndim == 3 else None
+        if self.keypoints is None:
+            raise UserError(
+                f"{where}: has keypoints, {list(points.shape)}, and nothing says what they are; give dataset.keypoints={{names: "
+                "[...], sigmas: [...]}, and flip_pairs where they are not left_x and right_x."
+            )
+        if len(points) and count != len(self.keypoints):
+            raise UserError(
+                f"{where}: keypoints are {list(points.shape)}, but dataset.keypoints.names has {len(self.keypoints)}; expected "
+                f"[objects, {len(self.keypoints)}, 3]."
+            )
 
     @cached_property
     def _index(self) -> list[tuple[tuple[int, int], list[dict[str, Any]], int]]:
@@ -170,5 +197,5 @@ class AdaptedDataset:
         ]
         rows = [{"image_id": image_id, **row} for _, objects, image_id in self._index for row in objects]
         annotations = [{"id": i + 1, **row} for i, row in enumerate(rows)]
-        info = {"description": self._name}
-        return {"info": info, "images": images, "annotations": annotations, "categories": self.class_map.categories()}
+        info, categories = {"description": self._name}, coco_categories(self.class_map, self.keypoints)
+        return {"info": info, "images": images, "annotations": annotations, "categories": categories}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from detlab.data.dataset import Choice, IndexedDataset, assemble
-from detlab.data.faults import Fault, Reading
+from detlab.data.faults import Fault, Reading, faults_at
 from detlab.data.images import image_size
-from detlab.data.index import IndexBuilder
+from detlab.data.index import Index, IndexBuilder
 from detlab.data.keypoints import keypoints_from_config
 from detlab.errors import UserError
 from detlab.structures import ClassMap, IouType, Keypoints
@@ -46,7 +47,7 @@ def coco(
 ) -> IndexedDataset:
     """COCO's instances or person-keypoints files, or anybody's of that form (https://cocodataset.org/#format-data).
 
-    Ids may have gaps and stand in any order; `info`, `area` (that of the mask, else of the box), `iscrowd` (0) and `num_keypoints` may
+    Ids may have gaps and stand in any order. `info`, `area` (that of the mask, else of the box), `iscrowd` (0), `num_keypoints` may
     be absent, and so may the `height` and `width` of an image, which are then read from its file.
 
     Args:
@@ -103,21 +104,41 @@ def read_coco(path: Path, images: Path, keypoints: Mapping[str, Any] | None) -> 
     rows: dict[Any, list[int]] = {}
     annotations = content["annotations"]
     for number, row in enumerate(annotations):
-        rows.setdefault(row.get("image_id") if isinstance(row, dict) else None, []).append(number)
+        rows.setdefault(_image_id(row), []).append(number)
     names: set[str] = set()
+    ids: set[int] = set()
     for entry in content["images"]:
-        name, image_id, size = _image(entry, path, images)
+        name, image_id, size = _image(entry, path, images, reader.faults)
         if name in names:
             raise UserError(f"{path}: images: file_name {name!r} stands twice.")
+        if image_id in ids:
+            raise UserError(f"{path}: images: id {image_id} stands twice, the second time with file_name {name!r}.")
         names.add(name)
+        ids.add(image_id)
         builder.add_image(name, image_id, *size)
         for number in rows.pop(entry["id"], ()):
             reader.add(builder, annotations[number], number, name, size)
             annotations[number] = None  # not needed again: large files take gigabytes as Python objects
     for image_id, numbers in rows.items():
         for number in numbers:
-            reader.refuse("unknown image", "", annotations[number], number, f"image_id {image_id!r} is no image's")
-    return Reading(builder.build(), images, reader.faults, path)
+            said = f"image_id {image_id!r} is no image's" if image_id is not None else "has no image_id"
+            reader.refuse("unknown image", "", annotations[number], number, said)
+    index = builder.build()
+    return Reading(index, images, [*reader.faults, *_ids_twice(index)], path)
+
+
+def _image_id(row: Any) -> Any:
+    """What an annotation says; None where nothing that could be an image's."""
+    image_id = row.get("image_id") if isinstance(row, dict) else None
+    return None if isinstance(image_id, list | dict) else image_id
+
+
+def _ids_twice(index: Index) -> Iterator[Fault]:
+    """The annotations whose id another one before them has."""
+    again = np.ones(len(index.annotation_ids), np.bool_)
+    again[np.unique(index.annotation_ids, return_index=True)[1]] = False
+    for fault in faults_at("annotation id twice", index, again, lambda _: "another annotation has the same id"):
+        yield dataclasses.replace(fault, row=None)
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -139,7 +160,7 @@ def _class_map(categories: Sequence[Any], path: Path) -> ClassMap:
     """The classes in the order of their ids."""
     try:
         pairs = sorted((int(category["id"]), str(category["name"])) for category in categories)
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise UserError(f"{path}: categories: each needs an id, a whole number, and a name.") from None
     if not pairs:
         raise UserError(f"{path}: categories: the list is empty; name at least one class.")
@@ -171,18 +192,23 @@ def _points(content: Mapping[str, Any], path: Path) -> Keypoints | None:
     return keypoints_from_config(node, "dataset.keypoints")
 
 
-def _image(entry: Any, path: Path, folder: Path) -> tuple[str, int, tuple[int, int]]:
-    """File name, id, and height and width of an entry of `images`."""
+def _image(entry: Any, path: Path, folder: Path, faults: list[Fault]) -> tuple[str, int, tuple[int, int]]:
+    """File name, id, and height and width of an entry of `images`; 0 and 0 where neither it nor the file says them."""
     try:
-        name, image_id = str(entry["file_name"]), int(entry["id"])
-    except (TypeError, KeyError, ValueError):
+        name, image_id = str(entry["file_name"]), int(np.int64(int(entry["id"])))
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise UserError(
             f"{path}: images: {str(entry)[:80]}: each needs a file_name and an id, a whole number."
         ) from None
     height, width = entry.get("height"), entry.get("width")
     if height is None or width is None:
-        file = folder / name
-        return name, image_id, image_size(file) if file.is_file() else (0, 0)
+        file, size = folder / name, (0, 0)
+        try:
+            size = image_size(file) if file.is_file() else size
+        except UserError as error:
+            said = str(error).removeprefix(f"{file}: ").removesuffix(".")
+            faults.append(Fault("image unreadable", name, None, said))
+        return name, image_id, size
     if not all(isinstance(side, int) and 0 < side < 2**31 for side in (height, width)):
         raise UserError(f"{path}: images: {name}: height {height!r} and width {width!r}; give whole pixels above 0.")
     return name, image_id, (height, width)
@@ -204,15 +230,17 @@ class _Objects:
 
     def add(self, builder: IndexBuilder, row: dict[str, Any], number: int, image: str, size: tuple[int, int]) -> None:
         """Take an annotation into the index, or note why not."""
-        label = self._label.get(row.get("category_id")) if not isinstance(row.get("category_id"), list | dict) else None
+        category_id: Any = row.get("category_id")
+        label = self._label.get(category_id) if not isinstance(category_id, list | dict) else None
         if label is None:
-            said = f"category_id {row.get('category_id')!r} is no category's"
+            said = f"category_id {category_id!r} is no category's"
             self.refuse("unknown class", image, row, number, said)
             return
         try:
             fields = self._fields(row, size)
             annotation_id = row["id"] if isinstance(row.get("id"), int) else number
             builder.add_object(annotation_id=annotation_id, label=label, **fields)
+            self._count_points(row, annotation_id, image, fields)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             self.refuse("unreadable object", image, row, number, said)
@@ -235,6 +263,14 @@ class _Objects:
         if self._points is not None and row.get("keypoints"):
             fields["points"] = self._triples(row["keypoints"])
         return fields
+
+    def _count_points(self, row: dict[str, Any], annotation_id: int, image: str, fields: dict[str, Any]) -> None:
+        """Note where `num_keypoints` is another number than that of the labelled points."""
+        said = row.get("num_keypoints")
+        labelled = sum(visibility > 0 for visibility in fields["points"][2::3]) if "points" in fields else 0
+        if self._points is not None and said is not None and said != labelled:
+            text = f"num_keypoints {said!r}, but {labelled} of its points are labelled"
+            self.faults.append(Fault("keypoint count", image, annotation_id, text))
 
     def _triples(self, values: Any) -> list[float]:
         assert self._points is not None
@@ -260,6 +296,8 @@ def _compressed(outline: Mapping[str, Any], size: tuple[int, int]) -> bytes:
         ValueError: not so.
     """
     said = outline.get("size")
+    if size == (0, 0) and isinstance(said, list) and len(said) == 2:
+        size = (said[0], said[1])  # the image is missing, and nothing else says its size
     if said != list(size):
         raise ValueError(f"segmentation: run lengths of size {said}, but the image has {list(size)}")
     counts = outline.get("counts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
+from detlab import distributed
 from detlab.data.cache import ImageCache
-from detlab.data.faults import KEEP, Reading, settle
+from detlab.data.faults import Reading
 from detlab.data.files import missing_images, unreadable_images
 from detlab.data.images import read_image
 from detlab.data.index import Index, Integers
+from detlab.data.invalid import KEEP, settle
 from detlab.data.keypoints import coco_categories
 from detlab.data.split import check_part, split_from_file, stratified_order, stretch
 from detlab.errors import UserError
@@ -141,8 +144,8 @@ class Choice:
         part: `train`, `val` or `test`.
         classes: names, in the order of their labels; None takes all.
         iou_types: what of an object is taken; None takes all.
-        invalid: `error`, `drop` or `clip`: what becomes of objects that break the contract; see `detlab.data.faults.settle`. `drop`
-            and `clip` also leave out images that cannot be read, for which every file is decoded once.
+        invalid: `error`, `drop` or `clip`: what becomes of objects that break the contract; see `detlab.data.invalid`. `drop` and
+            `clip` also leave out images that cannot be read, for which every file is decoded once.
         val_size: images for validation, a number or a fraction, where the files have no such part.
         test_size: the same for the test.
         split_seed: of these splits, which are stratified by class.
@@ -168,18 +171,26 @@ class Choice:
 
 
 Read = Callable[[], Reading]
+Split = Callable[[Sequence[str]], list[int]]
 _KEPT: dict[str, Reading] | None = None
+_SETTLED: dict[str, Index] = {}
 
 
 @contextmanager
 def readings_kept() -> Iterator[dict[str, Reading]]:
-    """Within, files that several parts are made of are read once; gives what was read, by what it was read from."""
+    """Within, files that several parts are made of are read, and their faults dealt with, once.
+
+    Gives what was read, by what it was read from and the part. Another one within is the same.
+    """
     global _KEPT
-    _KEPT = {}
+    outer = _KEPT
+    _KEPT = {} if outer is None else outer
     try:
         yield _KEPT
     finally:
-        _KEPT = None
+        _KEPT = outer
+        if outer is None:
+            _SETTLED.clear()
 
 
 def _reading(part: str, files: Mapping[str, Read], key: str) -> Reading:
@@ -190,7 +201,9 @@ def _reading(part: str, files: Mapping[str, Read], key: str) -> Reading:
     return _KEPT[f"{key} {part}"]
 
 
-def assemble(files: Mapping[str, Read], choice: Choice, *, name: str, key: str) -> IndexedDataset:
+def assemble(
+    files: Mapping[str, Read], choice: Choice, *, name: str, key: str, split: Split | None = None
+) -> IndexedDataset:
     """The data set of a part, from what reads its files.
 
     A part with files of its own is theirs; another is split from those for training. `folds` and `split_file` go before
@@ -201,6 +214,7 @@ def assemble(files: Mapping[str, Read], choice: Choice, *, name: str, key: str) 
         choice: what is taken.
         name: of the data, for the ground truth's `info`.
         key: what tells these files from others, for `readings_kept`.
+        split: the numbers of the part's images among all names, in place of the split that is stratified by class.
 
     Raises:
         UserError: files that cannot be read, faults in them, classes or parts that they do not have.
@@ -220,13 +234,23 @@ def assemble(files: Mapping[str, Read], choice: Choice, *, name: str, key: str) 
                 f"{reading.source}: class {strange[0]!r} is none of the training files' {', '.join(names)}; name the classes to "
                 "take in dataset.classes."
             )
-    index = settle(reading, choice.invalid).of_classes(names, lacking_allowed=own != "train")
+    kept = f"{key} {own} {names} {choice.iou_types} {choice.invalid}"
+    index = _SETTLED[kept] if kept in _SETTLED else _settled(reading, names, choice, lacking_allowed=own != "train")
+    if _KEPT is not None:
+        _SETTLED[kept] = index
+    index = index.select(_chosen(index, choice, files, split, whole=own != "train"))
+    return IndexedDataset(index, reading.folder, name=name, cache=ImageCache.of(choice.cache, index))
+
+
+def _settled(reading: Reading, names: Sequence[str], choice: Choice, *, lacking_allowed: bool) -> Index:
+    """What was read, less what is not taken or cannot be learnt from, in the order of the images' names."""
+    # First what is taken: what is not cannot be faulty.
+    index = reading.index.of_classes(names, lacking_allowed=lacking_allowed)
     if choice.iou_types is not None:
         index = index.only(choice.iou_types)
+    index = settle(dataclasses.replace(reading, index=index), choice.invalid)
     index = index.select(np.argsort(np.array(index.file_names[:], dtype=object), kind="stable"))
-    index = _readable(index, reading, choice.invalid)
-    index = index.select(_chosen(index, choice, files, whole=own != "train"))
-    return IndexedDataset(index, reading.folder, name=name, cache=ImageCache.of(choice.cache, index))
+    return _readable(index, reading, choice.invalid)
 
 
 def _readable(index: Index, reading: Reading, invalid: str) -> Index:
@@ -244,8 +268,10 @@ def _readable(index: Index, reading: Reading, invalid: str) -> Index:
         )
     if invalid in ("error", KEEP):
         return index
-    bad = np.union1d(missing, unreadable_images(index, reading.folder, besides=missing))
-    if len(bad):
+    # By the first process for all: each image is decoded once, and all of them see the same.
+    unreadable = distributed.from_first(lambda: unreadable_images(index, reading.folder, besides=missing))
+    bad = np.union1d(missing, unreadable)
+    if len(bad) and distributed.first():
         log.warning(
             "%s: %d image(s) left out that are missing, unreadable or of another size, the first: %s",
             reading.source,
@@ -255,13 +281,17 @@ def _readable(index: Index, reading: Reading, invalid: str) -> Index:
     return index.select(np.setdiff1d(np.arange(len(index)), bad))
 
 
-def _chosen(index: Index, choice: Choice, files: Mapping[str, Read], *, whole: bool) -> list[int] | Integers:
-    """The images of a part, in the order of their names."""
+def _chosen(
+    index: Index, choice: Choice, files: Mapping[str, Read], split: Split | None, *, whole: bool
+) -> list[int] | Integers:
+    """The images of a part, in the order of their names, where neither a split file nor `split` has another."""
     names = index.file_names[:]
     if choice.split_file is not None:
         return split_from_file(Path(choice.split_file).expanduser(), names, choice.part)
     if whole:
         return np.arange(len(index))
+    if split is not None and choice.folds is None:
+        return split(names)
     order = stratified_order(names, rarest_classes(index), choice.split_seed)
     val_size = 0 if "val" in files and choice.folds is None else choice.val_size
     test_size = 0 if "test" in files else choice.test_size

@@ -45,10 +45,22 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> tv_tensors.Image:
-    """A PIL image as it is seen: turned as its EXIF orientation says, in RGB.
+    """A PIL image as it is seen: turned as its EXIF orientation says, in RGB; see `stored_rgb`.
 
-    Greyscale and palettes become RGB, 16 bits become 8 (the upper ones), transparency is dropped, of several frames the first is
-    taken.
+    Returns:
+        uint8 `[3, H, W]`.
+
+    Raises:
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: see `stored_rgb`.
+    """
+    return stored_rgb(_upright(image))
+
+
+def stored_rgb(image: Image.Image) -> tv_tensors.Image:
+    """A PIL image in RGB, its pixels where it has them.
+
+    Greyscale, palettes and CMYK become RGB, 16 bits become 8 (the upper ones), transparency is dropped, of several frames the first
+    is taken.
 
     Returns:
         uint8 `[3, H, W]`.
@@ -57,7 +69,6 @@ def to_rgb(image: Image.Image) -> tv_tensors.Image:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: see `UNREADABLE`; it cannot be decoded, or has pixels of
             which nobody can say what is white (32-bit ones).
     """
-    image = _upright(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
@@ -85,18 +96,28 @@ def read_image(path: Path) -> tv_tensors.Image:
 
 
 def read_instances(path: Path) -> np.ndarray:
-    """Decode a mask file to instance ids, integer `[H, W]`, 0 for the background.
+    """Decode a mask file to instance ids, turned as its EXIF orientation says.
+
+    Returns:
+        Integer `[H, W]`: grey values of 1, 8, 16 or 32 bits, or places in a palette; 0 for the background.
 
     Raises:
-        UserError: the file cannot be decoded, or has several channels.
+        UserError: the file cannot be decoded, has several channels, or numbers that are not whole or below 0.
     """
     try:
         with Image.open(path) as image:
-            ids = np.array(image)
+            upright = _upright(image)
+            mode, ids = upright.mode, np.array(upright)
     except UNREADABLE as error:
         raise UserError(f"{path}: not readable as an image ({error}).") from None
     if ids.ndim != 2:
-        raise UserError(f"{path}: a mask of {ids.shape[2]} channels; expected one, with the number of the object.")
+        raise UserError(
+            f"{path}: a mask of {ids.shape[2]} channels ({mode}); expected one, with the number of the object in each pixel."
+        )
+    if ids.dtype.kind == "f" or ids.min(initial=0) < 0:
+        raise UserError(
+            f"{path}: a mask with values that are not whole or below 0 ({mode}); expected numbers of objects."
+        )
     return ids
 
 

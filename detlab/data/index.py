@@ -384,7 +384,10 @@ class IndexBuilder:
         Raises:
             TypeError, OverflowError: no numbers; nothing is added then.
         """
-        four, size, number = array("d", box), float(area), int(annotation_id)
+        four, size, number = array("d", box), float(area), array("q", [annotation_id])
+        triples = array("d")
+        if self.keypoints is not None:
+            triples.extend(points if points is not None else [0.0] * (3 * len(self.keypoints)))
         if polygons:
             self._outlines.add_polygons(polygons)
             self.has_outlines = True
@@ -393,11 +396,10 @@ class IndexBuilder:
             self.has_outlines = True
         else:
             self._outlines.add_nothing()
-        if self.keypoints is not None:
-            self._points.extend(points if points is not None else [0.0] * (3 * len(self.keypoints)))
+        self._points.extend(triples)
         self._boxes.extend(four)
         self._areas.append(size)
-        self._annotation_ids.append(number)
+        self._annotation_ids.extend(number)
         self._labels.append(label)
         self._flags.append(crowd + 2 * ignored)
         self._counts[-1] += 1

@@ -15,13 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from detlab import distributed
 from detlab.chance import derived_seed
-from detlab.data.transforms import Transform, apply, trainable_objects
+from detlab.data.augmentations import checked_sample, make_ready
+from detlab.data.grouping import groups_by_aspect_ratio, in_groups
+from detlab.data.transforms import Tally, Transform, apply, trainable_objects
 from detlab.errors import UserError
-from detlab.structures import DetectionDataset, Sample, check_sample
+from detlab.structures import DetectionDataset, Sample, Target
 
 log = logging.getLogger(__name__)
 
 Batch = tuple[list[torch.Tensor], list[Any]]  # images uint8 [3, H, W], targets
+TalliedSample = tuple[torch.Tensor, Target, Tally]
 
 
 @contextmanager
@@ -50,13 +53,15 @@ class TrainingSamples(Dataset[Any]):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | UserError:
+    def __getitem__(self, key: tuple[int, int]) -> TalliedSample | UserError:
         epoch, index = key
         try:
             # The data set's own draws too: a tutorial's class may hold random transforms.
             with _chance(derived_seed(self.seed, epoch, index)):
-                image, target = apply(self.transform, *checked_sample(self.dataset, index), self.dataset.keypoints)
-            return image, trainable_objects(image, target)
+                sample = checked_sample(self.dataset, index)
+                image, target, transformed = apply(self.transform, *sample, self.dataset.keypoints)
+            target, sanitised = trainable_objects(image, target)
+            return image, target, transformed + sanitised
         except UserError as error:
             return error
 
@@ -72,17 +77,9 @@ class EvaluationSamples(Dataset[Any]):
         try:
             with _chance(derived_seed(index)):
                 image, target = checked_sample(self.dataset, index)
-            return image, trainable_objects(image, target) if self.trainable else target
+            return image, trainable_objects(image, target)[0] if self.trainable else target
         except UserError as error:
             return error
-
-
-def checked_sample(dataset: DetectionDataset, index: int) -> Sample:
-    """One sample, held against the contract; the error names data set, image and object."""
-    image, target = dataset[index]
-    where = f"{type(dataset).__name__}, image {dataset.image_names[index]}"
-    check_sample(image, target, dataset.class_map, dataset.iou_types, where)
-    return image, target
 
 
 class EpochBatches:
@@ -96,12 +93,22 @@ class EpochBatches:
         accumulate: micro-batches per step and process.
         seed: of the order.
         shuffle: whether to draw an order at all.
+        group_of: of each image, where the images of a step shall be of one group; see `in_groups`.
 
     Raises:
         UserError: fewer images than one step takes, or a step that cannot be cut into equal micro-batches.
     """
 
-    def __init__(self, count: int, *, batch_size: int, accumulate: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        shuffle: bool,
+        group_of: Sequence[int] | None = None,
+    ) -> None:
         if count < batch_size:
             raise UserError(
                 f"batch_size: {batch_size} images a step, but the training part has {count}; give at most {count}."
@@ -120,17 +127,19 @@ class EpochBatches:
         self.left_out = count - self.steps * batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.group_of = group_of
         self.epoch = 0
         self.first_step = 0
         self._rank, self._size = distributed.rank(), distributed.size()
 
     def order(self, epoch: int) -> list[int]:
         """The indices of an epoch in order, the last partial batch dropped."""
-        kept = self.steps * self.batch_size
-        if not self.shuffle:
-            return list(range(kept))
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-        return torch.randperm(self.count, generator=generator).tolist()[:kept]
+        order = list(range(self.count))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+            order = torch.randperm(self.count, generator=generator).tolist()
+        kept = order[: self.steps * self.batch_size]
+        return kept if self.group_of is None else in_groups(kept, self.group_of, self.batch_size)
 
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.accumulate
@@ -142,12 +151,17 @@ class EpochBatches:
             yield [(self.epoch, index) for index in order[start : start + self.micro_batch]]
 
 
-def collate(samples: Sequence[Sample | UserError]) -> Batch | UserError:
-    """Samples of any size side by side in lists; the first mistake among them instead, if there is one."""
-    mistake = next((sample for sample in samples if isinstance(sample, UserError)), None)
-    if mistake is not None:
-        return mistake
-    return [sample[0] for sample in samples], [sample[1] for sample in samples]  # type: ignore[index]
+def collate(samples: Sequence[TalliedSample | Sample | UserError]) -> tuple[Batch, Tally] | UserError:
+    """Samples of any size side by side in lists, their tallies in one; the first mistake among them instead, if there is one."""
+    images, targets, tally = [], [], Tally()
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        images.append(sample[0])
+        targets.append(sample[1])
+        if len(sample) == 3:
+            tally += sample[2]
+    return (images, targets), tally
 
 
 def _leave_interrupts_to_the_run(_worker: int) -> None:
@@ -158,7 +172,8 @@ def _leave_interrupts_to_the_run(_worker: int) -> None:
 class Loader:
     """Batches of a DataLoader, with a sample's mistake raised here as it was made there.
 
-    For training, `start(epoch, first_step)` says which batches the next iteration gives.
+    For training, `start(epoch, first_step)` says which batches the next iteration gives. With the last of them the log says what
+    the augmentation dropped in all processes.
 
     Args:
         samples: by the keys that `batches` gives.
@@ -200,10 +215,24 @@ class Loader:
         return self.batches.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
+        met, left = Tally(), len(self.batches)
+        for loaded in self._loader:
+            if isinstance(loaded, UserError):
+                raise loaded
+            batch, tally = loaded
+            met, left = met + tally, left - 1
+            # Before the batch, not after: the loop over an epoch asks for no more than it needs.
+            if not left and isinstance(self.batches, EpochBatches):
+                _say_what_was_dropped(met, self.batches.first_step)
             yield batch
+
+
+def _say_what_was_dropped(met: Tally, first_step: int) -> None:
+    """One line for the log, where objects were not learnt; all processes call it."""
+    said = sum(distributed.gather(met), Tally()).said()
+    if said:
+        # A checkpoint keeps no tally: what the epoch met before it was resumed is not in this one.
+        log.info("augmentation%s: %s", f", from step {first_step + 1} of the epoch on" if first_step else "", said)
 
 
 def training_loader(
@@ -216,9 +245,18 @@ def training_loader(
     seed: int,
     workers: int,
     pin_memory: bool,
+    aspect_ratio_groups: int | None = None,
 ) -> Loader:
-    """Micro-batches for training, `accumulate` of them a step; see `EpochBatches` and `TrainingSamples`."""
-    batches = EpochBatches(len(dataset), batch_size=batch_size, accumulate=accumulate, seed=seed, shuffle=shuffle)
+    """Micro-batches for training, `accumulate` of them a step; see `EpochBatches`, `TrainingSamples`, `groups_by_aspect_ratio`.
+
+    Raises:
+        UserError: batches that cannot be formed, or a transform that is wrong for the data set.
+    """
+    make_ready(transform, dataset)
+    group_of = None if aspect_ratio_groups is None else groups_by_aspect_ratio(dataset, aspect_ratio_groups)
+    batches = EpochBatches(
+        len(dataset), batch_size=batch_size, accumulate=accumulate, seed=seed, shuffle=shuffle, group_of=group_of
+    )
     if batches.left_out:
         log.info(
             "the last %d images of each epoch's order make no whole batch of %d and are left out",

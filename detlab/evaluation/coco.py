@@ -121,14 +121,25 @@ class CocoEvaluator:
             predictions: B predictions in original pixels, on any device; masks are kept as run lengths only.
 
         Raises:
+            UserError: keypoints that are not as many as the sigmas.
             ValueError: an image that is unknown or was there before; a label outside 1..K; a field that is missing.
         """
+        if "keypoints" in self.iou_types:
+            self._check_points(predictions)
         for image_id, prediction in zip(image_ids, predictions, strict=True):
             if image_id not in self._image_ids:
                 raise ValueError(f"image {image_id} is not in the ground truth")
             if image_id in self._rows:
                 raise ValueError(f"image {image_id} was evaluated twice; each image counts once")
             self._rows[image_id] = prediction_to_results(image_id, prediction, self.class_map, self.iou_types)
+
+    def _check_points(self, predictions: Sequence[Prediction]) -> None:
+        points = len(PERSON.sigmas if self.keypoint_sigmas is None else self.keypoint_sigmas)
+        for prediction in predictions:
+            if "keypoints" in prediction and prediction["keypoints"].shape[1] != points:
+                raise UserError(
+                    f"model: it predicts {prediction['keypoints'].shape[1]} keypoints of an object, but the data set has {points}."
+                )
 
     def held(self) -> dict[int, list[dict[str, Any]]]:
         """What was taken in so far, by image id, in plain values that another process's `merge` takes."""

@@ -17,12 +17,13 @@ WEIGHTS = ("weights", "weights_backbone")
 OLD_WEIGHTS = ("pretrained", "pretrained_backbone")
 
 
-def call_builder(builder: Callable[..., nn.Module], num_classes: int) -> nn.Module:
+def call_builder(builder: Callable[..., nn.Module], num_classes: int, num_keypoints: int | None) -> nn.Module:
     """What a builder makes of the arguments bound to it, with random weights.
 
     Args:
         builder: `functools.partial` of a function or class such as `torchvision.models.detection.retinanet_resnet50_fpn`.
         num_classes: with the background.
+        num_keypoints: for a builder that takes it, as `keypointrcnn_resnet50_fpn` does; None where the data set has none.
 
     Raises:
         UserError: an argument that makes torchvision download, or that it would ignore.
@@ -30,9 +31,11 @@ def call_builder(builder: Callable[..., nn.Module], num_classes: int) -> nn.Modu
     if not isinstance(builder, functools.partial):
         raise UserError("model.model: needs _partial_: true, since it is called with the number of classes.")
     _check_arguments(builder)
+    takes = inspect.signature(builder.func).parameters
     # By default torchvision downloads a backbone's weights, even with weights=None.
-    none = {key: None for key in WEIGHTS if key in inspect.signature(builder.func).parameters}
-    return builder(num_classes=num_classes, **none)
+    none = {key: None for key in WEIGHTS if key in takes}
+    points = {"num_keypoints": num_keypoints} if "num_keypoints" in takes else {}
+    return builder(num_classes=num_classes, **points, **none)
 
 
 def _check_arguments(builder: functools.partial[nn.Module]) -> None:
@@ -45,12 +48,13 @@ def _check_arguments(builder: functools.partial[nn.Module]) -> None:
                 f"model.model.{key}: {given[key]!r} would make torchvision download what nobody verifies; leave it out, and "
                 "give a file in model.weights."
             )
-    if "num_classes" in given:
-        raise UserError("model.model.num_classes: each run passes it; leave it out.")
+    for key in ("num_classes", "num_keypoints"):
+        if key in given:
+            raise UserError(f"model.model.{key}: each run passes it; leave it out.")
     heeded = _heeded(builder.func)
     ignored = [key for key in given if heeded is not None and key not in (*heeded, *OLD_WEIGHTS)]
     if heeded is not None and ignored:
-        takes = ", ".join(sorted(heeded - {*WEIGHTS, "num_classes", "kwargs"}))
+        takes = ", ".join(sorted(heeded - {*WEIGHTS, "num_classes", "num_keypoints", "kwargs"}))
         raise UserError(f"model.model.{ignored[0]}: {name} would ignore it; it takes {takes}.")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -74,12 +75,16 @@ def _outputs_in_float32(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if name in PRECISE:
             module.register_forward_hook(lambda _module, _inputs, output: float32(output))
+        if name == "roi_heads.keypoint_predictor":
+            # torchvision's keypoint loss views it, which the memory order that goes with autocast does not allow.
+            module.register_forward_hook(lambda _module, _inputs, output: output.contiguous())
 
 
 def _start_small(heads: Any) -> None:
     """Initial values of the predictors as in Detectron2: small, so that a new head begins with an even guess.
 
-    torchvision's own start gives a mask loss of about 8 on untrained features, where an even guess has 0.69.
+    torchvision's own start gives a mask loss of about 8 on untrained features, where an even guess has 0.69. Of a keypoint an even
+    guess over the 56 x 56 places of its region costs 8.05.
     """
     nn.init.normal_(heads.box_predictor.cls_score.weight, std=0.01)
     nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.001)
@@ -87,6 +92,8 @@ def _start_small(heads: Any) -> None:
     nn.init.zeros_(heads.box_predictor.bbox_pred.bias)
     if heads.has_mask():
         nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
+    if heads.has_keypoint():
+        nn.init.normal_(heads.keypoint_predictor.kps_score_lowres.weight, std=0.001)
 
 
 def rcnn(
@@ -97,6 +104,10 @@ def rcnn(
     box_roi_pool: MultiScaleRoIAlign,
     mask_roi_pool: MultiScaleRoIAlign | None,
     mask_hidden_channels: int | None,
+    # Not required, since the configs of checkpoints of before there were keypoints lack them.
+    keypoint_roi_pool: MultiScaleRoIAlign | None = None,
+    keypoint_layers: Sequence[int] | None = None,
+    num_keypoints: int | None = None,
     weights: str,
     norm: str,
     norm_eps: float,
@@ -124,9 +135,10 @@ def rcnn(
     box_batch_size_per_image: int,
     box_positive_fraction: float,
 ) -> FasterRCNN:
-    """Faster R-CNN (Ren et al., 2015), and with a `mask_roi_pool` Mask R-CNN (He et al., 2017), of torchvision's modules.
+    """Faster R-CNN (Ren et al., 2015), with a `mask_roi_pool` Mask R-CNN and with a `keypoint_roi_pool` Keypoint R-CNN (He et al.,
+    2017), of torchvision's modules.
 
-    The arguments are torchvision's, and so are the modules' names: state dicts of `FasterRCNN` and `MaskRCNN` load.
+    The arguments are torchvision's, and so are the modules' names: state dicts of `FasterRCNN`, `MaskRCNN` and `KeypointRCNN` load.
 
     Args:
         num_classes: with the background, K + 1; from the class map, never from a user.
@@ -135,6 +147,10 @@ def rcnn(
         box_roi_pool: for the box head.
         mask_roi_pool: for the mask head; None for a detector without masks.
         mask_hidden_channels: of the mask predictor (256 in the tutorial); None where there is no mask head.
+        keypoint_roi_pool: for the keypoint head, which finds each point among 4 x 4 as many places as the pool's output has;
+            None for a detector without keypoints.
+        keypoint_layers: channels of the keypoint head's convolutions, one after the other; None where there is no such head.
+        num_keypoints: how many points an object has; from the data set, never from a user; None where its objects have none.
         weights: `none`, `imagenet` for the backbone, `coco` for all but the predictors, or a file with a detlab checkpoint or
             a state dict.
         norm: that of the backbone, which interpolates it.
@@ -152,10 +168,19 @@ def rcnn(
     Raises:
         UserError: parts that do not fit each other, weights that cannot be had or do not fit.
     """
-    check_parts(backbone, anchor_generator, {"box_roi_pool": box_roi_pool, "mask_roi_pool": mask_roi_pool})
+    pools = {"box_roi_pool": box_roi_pool, "mask_roi_pool": mask_roi_pool, "keypoint_roi_pool": keypoint_roi_pool}
+    check_parts(backbone, anchor_generator, pools)
     if (mask_roi_pool is None) != (mask_hidden_channels is None):
         raise UserError(
             "model.mask_roi_pool, model.mask_hidden_channels: a mask head needs both; without one, both are null."
+        )
+    if (keypoint_roi_pool is None) != (not keypoint_layers):
+        raise UserError(
+            "model.keypoint_roi_pool, model.keypoint_layers: a keypoint head needs both; without one, both are null."
+        )
+    if keypoint_roi_pool is not None and num_keypoints is None:
+        raise UserError(
+            "model: it learns keypoints, but the data set has none; take another model or add the missing annotations."
         )
     sides = [min_size] if isinstance(min_size, int) else list(min_size)
     factor = max(1.0, enlarge_to / min(sides)) if enlarge_to is not None else 1.0
@@ -188,13 +213,18 @@ def rcnn(
     )
     # Any: a module's attributes are Tensor or Module to the type checker.
     heads: Any = model.roi_heads
+    out_channels: int = backbone.out_channels  # type: ignore[assignment]
     iou_types: tuple[IouType, ...] = ("bbox",)
     if mask_roi_pool is not None and mask_hidden_channels is not None:
-        out_channels: int = backbone.out_channels  # type: ignore[assignment]
         heads.mask_roi_pool = mask_roi_pool
         heads.mask_head = MaskRCNNHeads(out_channels, (256, 256, 256, 256), 1)
         heads.mask_predictor = MaskRCNNPredictor(256, mask_hidden_channels, num_classes)
-        iou_types = ("bbox", "segm")
+        iou_types = (*iou_types, "segm")
+    if keypoint_roi_pool is not None and keypoint_layers and num_keypoints is not None:
+        heads.keypoint_roi_pool = keypoint_roi_pool
+        heads.keypoint_head = KeypointRCNNHeads(out_channels, tuple(keypoint_layers))
+        heads.keypoint_predictor = KeypointRCNNPredictor(keypoint_layers[-1], num_keypoints)
+        iou_types = (*iou_types, "keypoints")
     _outputs_in_float32(model)
     _start_small(heads)
     model.iou_types = iou_types  # type: ignore[assignment]
@@ -214,7 +244,12 @@ def _without_background(model: nn.Module) -> None:
 
 
 def wrapped(
-    *, num_classes: int, model: Callable[..., nn.Module], iou_types: Sequence[IouType], weights: str
+    *,
+    num_classes: int,
+    num_keypoints: int | None = None,
+    model: Callable[..., nn.Module],
+    iou_types: Sequence[IouType],
+    weights: str,
 ) -> nn.Module:
     """A raw torchvision detector as one of detlab's; torchvision downloads nothing for it.
 
@@ -223,6 +258,7 @@ def wrapped(
 
     Args:
         num_classes: with the background, K + 1; from the class map, never from a user.
+        num_keypoints: how many points an object has, for a builder that takes it; from the data set, never from a user.
         model: torchvision's builder (or a function like it) with its arguments, a node with `_partial_: true`.
         iou_types: what it predicts.
         weights: `none`, or a file with a detlab checkpoint or a state dict.
@@ -237,7 +273,7 @@ def wrapped(
     unknown = [name for name in iou_types if name not in IOU_TYPES]
     if unknown or not iou_types:
         raise UserError(f"model.iou_types: {list(iou_types)} is not allowed; allowed: some of {', '.join(IOU_TYPES)}.")
-    built = call_builder(model, num_classes)
+    built = call_builder(model, num_classes, num_keypoints)
     built.iou_types = tuple(iou_types)  # type: ignore[assignment]
     _outputs_in_float32(built)
     _without_background(built)

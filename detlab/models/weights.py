@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,31 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+)
 from torchvision.ops import FrozenBatchNorm2d
 
 from detlab import storage
 from detlab.download import Checksum, fetch
 from detlab.errors import UserError
 from detlab.models.norms import norm_of_keys
+from detlab.structures import IouType
 
 log = logging.getLogger(__name__)
 
-# torchvision's detectors trained on COCO whose modules are ours: the backbone's name, pyramid, masks.
-COCO: dict[tuple[str, bool, bool], str] = {
-    ("resnet50", True, False): FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url,
-    ("resnet50", True, True): MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url,
+# torchvision's detectors trained on COCO whose modules are ours: the backbone's name, pyramid, what it predicts.
+COCO: dict[tuple[str, bool, tuple[IouType, ...]], str] = {
+    ("resnet50", True, ("bbox",)): FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url,
+    ("resnet50", True, ("bbox", "segm")): MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url,
+    ("resnet50", True, ("bbox", "keypoints")): KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.url,
 }
 # What depends on the classes, and is new in every fine-tuning; as in torchvision's tutorial with the mask's hidden layer.
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+# What depends on the number of points, and is kept where that is COCO's: it looks for a point's place, whatever the class.
+KEYPOINT_PREDICTOR = "roi_heads.keypoint_predictor."
 CLASSIFIERS = ("fc.", "classifier.")
 # The norms that weights load into. Those of COCO were trained with frozen ones, as in torchvision.
 NORMS = {"imagenet": ("frozen", "batch"), "coco": ("frozen",)}
@@ -204,22 +212,23 @@ def imagenet_url(name: str) -> str:
     return get_model_weights(name)["IMAGENET1K_V1"].url
 
 
-def coco_url(name: str, *, fpn: bool, masks: bool) -> str:
+def coco_url(name: str, *, fpn: bool, iou_types: Sequence[IouType]) -> str:
     """Where torchvision's COCO weights for a detector lie.
 
     Raises:
         UserError: there are none for this one.
     """
-    if (name, fpn, masks) not in COCO:
+    detector = (name, fpn, tuple(iou_types))
+    if detector not in COCO:
         raise UserError(
-            f"model.weights: no COCO weights for {_in_words(name, fpn, masks)}; there are some for: "
+            f"model.weights: no COCO weights for {_in_words(*detector)}; there are some for: "
             f"{'; '.join(_in_words(*known) for known in COCO)}."
         )
-    return COCO[name, fpn, masks]
+    return COCO[detector]
 
 
-def _in_words(name: str, fpn: bool, masks: bool) -> str:
-    return f"{name} {'with' if fpn else 'without'} a pyramid, {'with' if masks else 'without'} masks"
+def _in_words(name: str, fpn: bool, iou_types: Sequence[IouType]) -> str:
+    return f"{name} {'with' if fpn else 'without'} a pyramid, for {' and '.join(iou_types)}"
 
 
 def fetched(url: str) -> Path:
@@ -239,7 +248,7 @@ def start_from(model: nn.Module, weights: str) -> None:
 
     Args:
         model: with `iou_types`, and for `imagenet` and `coco` with a `backbone` by `detlab.models.backbones.backbone`.
-        weights: `none`, `imagenet` (the backbone's), `coco` (all but the predictors), or a file.
+        weights: `none`, `imagenet` (the backbone's), `coco` (all but the predictors; that of 17 keypoints too), or a file.
 
     Raises:
         UserError: weights that there are none of, that cannot be had, or that do not fit.
@@ -265,7 +274,7 @@ def start_from(model: nn.Module, weights: str) -> None:
         _load_imagenet(model, fetched(imagenet_url(name)))
     else:
         iou_types: Any = model.iou_types
-        _load_coco(model, fetched(coco_url(name, fpn=hasattr(backbone, "fpn"), masks="segm" in iou_types)))
+        _load_coco(model, fetched(coco_url(name, fpn=hasattr(backbone, "fpn"), iou_types=iou_types)))
 
 
 def _load_imagenet(model: nn.Module, path: Path) -> None:
@@ -279,11 +288,15 @@ def _load_imagenet(model: nn.Module, path: Path) -> None:
 
 
 def _load_coco(model: nn.Module, path: Path) -> None:
-    """Load a detector's weights; the predictors, which know COCO's classes, are left out."""
-    state = _as_named_today(read_state_dict(path), model.state_dict())
-    replaced = [name for name in state if name.startswith(PREDICTORS)]
+    """Load a detector's weights; the predictors, which know COCO's classes, are left out, and that of another number of points."""
+    own = model.state_dict()
+    state = _as_named_today(read_state_dict(path), own)
+    points = [name for name in state.keys() & own.keys() if name.startswith(KEYPOINT_PREDICTOR)]
+    fits = all(state[name].shape == own[name].shape for name in points)
+    predictors = PREDICTORS if fits else (*PREDICTORS, KEYPOINT_PREDICTOR)
+    replaced = [name for name in state if name.startswith(predictors)]
     state = {name: state[name] for name in state.keys() - set(replaced)}
-    wanted = {name for name in model.state_dict() if not name.startswith(PREDICTORS)}
+    wanted = {name for name in own if not name.startswith(predictors)}
     _load_wholly(model, state, path, wanted, LoadReport(skipped=replaced, why="as the replaced predictors'"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,15 @@ class Plain(torch.utils.data.Dataset):
         return Image.new("RGB", (30, 20)), {key: value for key, value in target.items() if value is not None}
 
 
-def adapted(part: str = "val", **changes: Any) -> AdaptedDataset:
+def adapted(part: str = "val", *, points: dict[str, Any] | None = None, **changes: Any) -> AdaptedDataset:
     return AdaptedDataset(
-        dataset=Plain(**changes), classes=["person"], part=part, val_size=2, split_seed=0, test_size=0
+        dataset=Plain(**changes),
+        classes=["person"],
+        keypoints=points,
+        part=part,
+        val_size=2,
+        split_seed=0,
+        test_size=0,
     )
 
 
@@ -92,6 +99,84 @@ def test_a_target_that_cannot_be_read_is_named(changes: dict[str, Any], said: st
     with pytest.raises(UserError, match=said) as caught:
         adapted(**changes)
     assert "Plain[" in str(caught.value)
+
+
+THREE = {"names": ["top", "left_end", "right_end"], "sigmas": [0.1, 0.2, 0.2], "skeleton": [["left_end", "right_end"]]}
+
+
+def test_keypoints_of_any_number_are_kept_with_their_settings() -> None:
+    places = torch.arange(18).reshape(2, 3, 3)
+    places[..., 2] = torch.tensor([[2, 1, 0], [0, 0, 0]])
+    val = adapted(points=THREE, keypoints=places)
+    assert val.iou_types == ("bbox", "segm", "keypoints")
+    assert val.keypoints is not None
+    assert val.keypoints.sigmas == (0.1, 0.2, 0.2)
+    assert val.keypoints.flip_pairs == ((1, 2),)
+    image, target = val[0]
+    check_sample(image, target, val.class_map, val.iou_types, "x")
+    assert torch.equal(target["keypoints"], places.float())
+    truth = val.ground_truth()
+    assert truth["categories"] == [{"id": 1, "name": "person", "keypoints": THREE["names"], "skeleton": [[2, 3]]}]
+    assert [row["num_keypoints"] for row in truth["annotations"]] == [2, 0, 2, 0]
+    assert truth["annotations"][0]["keypoints"] == [0, 1, 2, 3, 4, 1, 6, 7, 0]
+
+
+@pytest.mark.parametrize("empty", [None, torch.zeros(0), torch.zeros(0, 17, 3)])
+def test_an_image_without_objects_needs_no_keypoints(empty: torch.Tensor | None) -> None:
+    nothing = {"boxes": torch.zeros(0, 4), "labels": [], "area": [], "iscrowd": [], "masks": torch.zeros(0, 20, 30)}
+    data = adapted(points=THREE, keypoints=empty, **nothing)
+    image, target = data[0]
+    check_sample(image, target, data.class_map, data.iou_types, "x")
+    assert target["keypoints"].shape == (0, 3, 3)
+    assert data.iou_types == ("bbox", "segm", "keypoints")
+
+
+def test_keypoints_that_nobody_described_or_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError) as error:
+        adapted(keypoints=torch.zeros(2, 5, 3))
+    assert "has keypoints, [2, 5, 3], and nothing says what they are; give dataset.keypoints={names: [...]" in str(
+        error.value
+    )
+    with pytest.raises(
+        UserError, match=r"keypoints are \[2, 5, 3\], but dataset\.keypoints\.names has 3; expected \[objects, 3"
+    ):
+        adapted(points=THREE, keypoints=torch.zeros(2, 5, 3))
+    with pytest.raises(UserError, match=r"^dataset\.keypoints\.sigmas: null means"):
+        adapted(points={"names": ["a"]}, keypoints=torch.zeros(2, 1, 3))
+    with pytest.raises(UserError, match="the target lacks keypoints"):
+        adapted(points=THREE).ground_truth()
+
+
+def pixels(image: Any) -> list[list[int]]:
+    return adapt_image(image, "x")[:, 0].T.tolist()
+
+
+def test_pil_images_of_every_mode_become_what_files_of_it_become() -> None:
+    deep = Image.fromarray(np.array([[0, 257, 65535, 700]], np.uint16))
+    assert pixels(deep) == [[0] * 3, [1] * 3, [255] * 3, [2] * 3]
+    assert pixels(Image.new("CMYK", (1, 1), (255, 0, 0, 0))) == [[0, 255, 255]]
+    assert pixels(Image.new("RGBA", (1, 1), (10, 20, 30, 0))) == [[10, 20, 30]]
+    palette = Image.new("P", (1, 1), 1)
+    palette.putpalette([0, 0, 0, 40, 50, 60])
+    palette.info["transparency"] = 0
+    assert pixels(palette) == [[40, 50, 60]]
+    with pytest.raises(UserError, match=r"x: not readable as an image \(its pixels are 32-bit floats"):
+        adapt_image(Image.new("F", (4, 3)), "x")
+
+
+def test_a_pil_image_is_not_turned_since_its_boxes_are_of_it_as_it_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert adapt_image(image, "x").shape == (3, 20, 30)
+
+
+def test_a_pil_image_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-300])
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match=r"^x: not readable as an image"):
+        adapt_image(image, "x")
 
 
 def test_images_of_every_kind_become_uint8_rgb() -> None:

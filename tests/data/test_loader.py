@@ -14,7 +14,9 @@ from detlab.errors import UserError
 
 
 def small(part: str = "train") -> Synthetic:
-    return Synthetic(part=part, difficulty="easy", seed=0, train_size=9, val_size=3, test_size=0)
+    return Synthetic(
+        part=part, difficulty="easy", seed=0, train_size=9, val_size=3, test_size=0, folds=None, fold=None, fraction=1.0
+    )
 
 
 def batches(**changes: Any) -> EpochBatches:
@@ -88,7 +90,7 @@ class Faulty:
         self._good = small()
         self.class_map, self.image_names = self._good.class_map, self._good.image_names
         self.iou_types = ("bbox",)
-        self.keypoints = None
+        self.keypoints = self._good.keypoints
 
     def __len__(self) -> int:
         return 4

@@ -7,6 +7,7 @@ import json
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from conftest import SHARED, write_pennfudan
 from loopback import closed_port, serving
 from PIL import Image
 
+from detlab.data.dataset import IndexedDataset
 from detlab.data.loader import EvaluationSamples
-from detlab.data.pennfudan import PennFudan
+from detlab.data.pennfudan import pennfudan as build_pennfudan
 from detlab.errors import UserError
 
 
@@ -27,17 +29,23 @@ def dataset(
     split_file: Path | None = None,
     url: str = "",
     md5: str = "",
-) -> PennFudan:
-    return PennFudan(
-        root=None if root is None else str(root),
-        url=url,
-        md5=md5,
-        part=part,
-        val_size=val_size,
-        test_size=0,
-        split_seed=0,
-        split_file=None if split_file is None else str(split_file),
-    )
+    **changes: Any,
+) -> IndexedDataset:
+    keys: dict[str, Any] = {
+        "root": None if root is None else str(root),
+        "url": url,
+        "md5": md5,
+        "invalid": "error",
+        "val_size": val_size,
+        "test_size": 0,
+        "split_seed": 0,
+        "split_file": None if split_file is None else str(split_file),
+        "folds": None,
+        "fold": None,
+        "fraction": 1.0,
+        "cache": "none",
+    }
+    return build_pennfudan(part=part, **{**keys, **changes})
 
 
 def test_a_box_encloses_its_mask_with_the_last_column_inside(pennfudan: Path) -> None:
@@ -55,14 +63,40 @@ def test_the_parts_are_disjoint_whole_and_the_same_for_the_same_seed(pennfudan: 
     train, val = dataset(pennfudan), dataset(pennfudan, "val")
     assert (len(train), len(val)) == (4, 2)
     assert len({*train.image_names, *val.image_names}) == 6
-    assert dataset(pennfudan).image_names == train.image_names
+    assert list(dataset(pennfudan).image_names) == list(train.image_names)
+
+
+def test_the_split_is_the_tutorial_s_permutation_of_the_sorted_names_and_in_its_order(pennfudan: Path) -> None:
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(3)).tolist()
+    numbers = {
+        part: [
+            image["id"] - 1 for image in dataset(pennfudan, part, split_seed=3, test_size=1).ground_truth()["images"]
+        ]
+        for part in ("train", "test", "val")
+    }
+    assert numbers == {"train": order[:3], "test": order[3:4], "val": order[4:]}
+    names = dataset(pennfudan, "val", split_seed=3).image_names
+    assert list(names) == [f"Ped{i:05d}.png" for i in order[4:]]
+
+
+def test_a_fraction_of_the_training_images_is_the_first_of_them(pennfudan: Path) -> None:
+    names = [list(dataset(pennfudan, fraction=fraction).image_names) for fraction in (0.5, 0.75, 1.0)]
+    assert [len(part) for part in names] == [2, 3, 4]
+    assert names[0] == names[1][:2] == names[2][:2]
+    assert len(dataset(pennfudan, "val", fraction=0.5)) == 2
+
+
+def test_each_image_is_in_one_fold(pennfudan: Path) -> None:
+    folds = [list(dataset(pennfudan, "val", folds=3, fold=k).image_names) for k in range(3)]
+    assert sorted(name for fold in folds for name in fold) == [f"Ped{i:05d}.png" for i in range(6)]
+    assert not {*dataset(pennfudan, folds=3, fold=0).image_names} & {*folds[0]}
 
 
 def test_a_split_file_gives_the_parts_in_its_order(pennfudan: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["Ped00004.png", "Ped00001.png"], "val": ["Ped00002.png"]}))
-    assert dataset(pennfudan, split_file=split).image_names == ["Ped00004.png", "Ped00001.png"]
-    assert dataset(pennfudan, "val", split_file=split).image_names == ["Ped00002.png"]
+    assert list(dataset(pennfudan, split_file=split).image_names) == ["Ped00004.png", "Ped00001.png"]
+    assert list(dataset(pennfudan, "val", split_file=split).image_names) == ["Ped00002.png"]
 
 
 @pytest.mark.parametrize(
@@ -166,13 +200,13 @@ def test_without_a_root_the_zip_is_downloaded_and_extracted_once_for_all_parts(a
         for thread in threads:
             thread.join()
     assert server.requests == [("/a.zip", None)]
-    assert {part.root for part in built} == {pennfudan.parent / "cache" / "PennFudanPed"}
+    assert {part.folder for part in built} == {pennfudan.parent / "cache" / "PennFudanPed" / "PNGImages"}
     train, val = sorted(built, key=len, reverse=True)
     assert train.ground_truth() == dataset(pennfudan).ground_truth()
     assert val.ground_truth() == dataset(pennfudan, "val").ground_truth()
     assert torch.equal(train[0][0], dataset(pennfudan)[0][0])
     # The server is gone: what lies in the cache needs none.
-    assert dataset(None, url=server.url("/a.zip"), md5=md5).image_names == train.image_names
+    assert list(dataset(None, url=server.url("/a.zip"), md5=md5).image_names) == list(train.image_names)
 
 
 def test_another_zip_than_the_one_expected_is_refused(archive: bytes, pennfudan: Path) -> None:
@@ -203,4 +237,4 @@ def test_the_real_data_set_has_170_images_and_423_people() -> None:
     assert len(real.ground_truth()["annotations"]) == 423
     split = SHARED / "data" / "pennfudan_split_0.json"
     listed = json.loads(split.read_text())
-    assert dataset(root, "val", 50).image_names == listed["val"]
+    assert list(dataset(root, "val", 50).image_names) == listed["val"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,15 +13,20 @@ from torchvision.transforms import v2
 
 from detlab.config import build
 from detlab.data import transforms
-from detlab.data.transforms import Flip, ScaleJitter, Transform, trainable_objects
+from detlab.data.augmentations import ScaleJitter
+from detlab.data.transforms import Flip, Tally, Transform
 from detlab.errors import UserError
-from detlab.structures import PERSON, Keypoints, Sample, Target, check_sample
+from detlab.structures import PERSON, ClassMap, Keypoints, Sample, Target, check_sample
 
 FILL = (9, 8, 7)
 
 
 def apply(transform: Transform, image: torch.Tensor, target: Target) -> Sample:
-    return transforms.apply(transform, image, target, PERSON)
+    return transforms.apply(transform, image, target, PERSON)[:2]
+
+
+def trainable_objects(image: torch.Tensor, target: Target) -> Target:
+    return transforms.trainable_objects(image, target)[0]
 
 
 def sample(points: int = 17) -> tuple[torch.Tensor, Target]:
@@ -121,6 +126,7 @@ def large_object() -> tuple[torch.Tensor, Target]:
     one["boxes"] = tv_tensors.BoundingBoxes([[4.0, 2, 16, 8]], format="XYXY", canvas_size=(10, 20))  # type: ignore[call-overload]
     one["masks"] = tv_tensors.Mask(torch.zeros(1, 10, 20, dtype=torch.uint8))
     one["masks"][0, 2:8, 4:16] = 1
+    one["area"] = torch.tensor([72.0])
     one["keypoints"][0, :, 1] = torch.arange(17) % 9 + 0.5
     return image, one
 
@@ -327,7 +333,7 @@ def test_an_augmentation_of_several_parts_keeps_the_contract(choice: str, compos
 
 def test_a_value_of_a_part_is_changed_by_its_place(composed: Callable[..., DictConfig]) -> None:
     cfg = composed("augmentation=multiscale", "augmentation.transforms.1.scale_max=2.5")
-    assert build(cfg.augmentation, group="augmentation").transforms[1].scale_max == 2.5
+    assert build(cfg.augmentation, group="augmentation").transforms[1].jitter.scale_max == 2.5
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -346,3 +352,148 @@ def test_changes_of_colour_leave_the_target_as_it_is(plain: bool, composed: Call
             assert torch.equal(new_target[field], value), field
         else:
             assert new_target[field] == value
+
+
+def tallied(transform: Transform, image: torch.Tensor, target: Target) -> tuple[Target, Tally]:
+    """The whole way of a training sample."""
+    image, target, met = transforms.apply(transform, image, target, PERSON)
+    target, left = transforms.trainable_objects(image, target)
+    return target, met + left
+
+
+def test_what_is_not_learnt_is_counted_by_its_reason() -> None:
+    image, target = sample()
+    seven: Any = {
+        key: torch.cat([value[:1]] * 7) if isinstance(value, torch.Tensor) else value for key, value in target.items()
+    }
+    seven["boxes"] = torch.tensor([[2.0, 1, 6, 4]] * 7)
+    seven["boxes"][1] = torch.tensor([20.0, 1, 24, 4])  # beside the image
+    seven["boxes"][2] = torch.tensor([2.0, 1, 2.9, 4])
+    seven["masks"][3] = 0
+    seven["iscrowd"][4:6] = 1
+    seven["ignored"] = torch.tensor([False] * 5 + [True, True])
+    left, tally = transforms.trainable_objects(image, seven)
+    assert left["labels"].tolist() == [1]
+    assert left.get("ignored") is not None
+    # What is both is a crowd region.
+    assert tally == Tally(cut_off=1, too_small=1, without_pixels=1, crowd=2, ignored=1)
+
+
+def test_a_box_of_one_pixel_is_learnt_wherever_flips_leave_it() -> None:
+    image, target = sample()
+    for x in torch.linspace(0, 18.9, 40).tolist():
+        one: Any = {
+            key: value[:1] if isinstance(value, torch.Tensor) else value
+            for key, value in target.items()
+            if key != "masks"
+        }
+        one["boxes"] = torch.tensor([[x, 2.3, x + 1, 3.3]])
+        assert len(tallied(Flip(p=1), image, one)[0]["boxes"]) == 1
+
+
+def test_points_outside_the_image_become_points_not_labelled() -> None:
+    image, target = sample()
+    target["keypoints"][0, :4] = torch.tensor([[20.0, 10, 2], [20.1, 5, 2], [5, -0.1, 1], [0, 0, 1]])
+    points = trainable_objects(image, target)["keypoints"]
+    assert points[0, :4].tolist() == [[20, 10, 2], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_plain_tensors_are_transformed_too() -> None:
+    image, target = sample()
+    plain: Any = {k: v.as_subclass(torch.Tensor) if isinstance(v, torch.Tensor) else v for k, v in target.items()}
+    flipped = apply(Flip(p=1.0), image, plain)[1]
+    assert flipped["boxes"].tolist() == [[14, 1, 18, 4], [0, 5, 10, 9]]
+    assert torch.equal(flipped["masks"].as_subclass(torch.Tensor), plain["masks"].flip(-1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.RandomRotation(degrees=40),
+        v2.RandomIoUCrop(),
+        v2.RandomCrop(size=[6, 11]),
+        v2.RandomZoomOut(p=1),
+        v2.Resize(size=[23, 31]),
+        v2.RandomAffine(degrees=10, translate=(0.3, 0.3)),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_box_area_and_mask_agree_after_the_users_own_transforms(transform: v2.Transform, seed: int) -> None:
+    image, target = sample()
+    target["masks"][1] = torch.triu(torch.ones(10, 20, dtype=torch.uint8), 9)  # less than its box
+    target["masks"][1, 8:] = 0
+    target["boxes"][1] = torch.tensor([9.0, 0, 20, 8])
+    target["area"][1] = float(target["masks"][1].sum())
+    torch.manual_seed(seed)
+    moved, tally = tallied(v2.Compose([transform]), image, target)
+    assert tally.objects - tally.dropped == len(moved["labels"])
+    for box, mask, area in zip(moved["boxes"], moved["masks"], moved["area"].tolist(), strict=True):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        around = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        assert float((box - around).abs().max()) < 1
+        assert area == pytest.approx(int(mask.sum()))
+
+
+def test_the_box_of_a_whole_object_whose_mask_is_only_what_is_seen_of_it_stays_that() -> None:
+    image, target = sample()
+    target["boxes"][0] = torch.tensor([0.0, 0, 12, 8])
+    moved = apply(v2.Resize(size=[20, 40]), image, target)[1]
+    assert moved["boxes"].tolist() == [[0, 0, 24, 16], [20, 10, 40, 18]]
+
+
+def test_area_follows_a_mask_in_the_measure_of_the_file() -> None:
+    image, target = sample()
+    target["area"] = torch.tensor([11.4, 40.0])  # a polygon's, not its pixels'
+    assert apply(v2.Resize(size=[20, 40]), image, target)[1]["area"].tolist() == pytest.approx([45.6, 160])
+    assert apply(Flip(p=1), image, target)[1]["area"].tolist() == target["area"].tolist()
+
+
+def test_objects_that_a_transform_of_the_user_removes_are_counted() -> None:
+    image, target = sample()
+    _, tally = tallied(lambda i, t: (i, transforms.keep_objects(t, t["labels"] == 2)), image, target)
+    assert tally == Tally(objects=2, removed=1)
+
+
+def cut_image_only(image: torch.Tensor, target: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    return image[:, :5], target
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (
+            v2.SanitizeBoundingBoxes(min_size=4),
+            r"leave 1 boxes, but area for 2 objects. Leave out what removes objects",
+        ),
+        (v2.ToDtype(torch.float32, scale=True), r"a torch.float32 \[3, 10, 20\]; expected uint8"),
+        (v2.ToPILImage(), "make of the image a Image; expected uint8"),
+        (v2.Grayscale(), r"a torch.uint8 \[1, 10, 20\]; expected uint8"),
+        (lambda i, t: (i, {"boxes": t["boxes"], "labels": t["labels"]}), "lost area, .*every field"),
+        (cut_image_only, r"masks of \[10, 20\] on an image of \[5, 20\]"),
+    ],
+)
+def test_a_transform_that_gives_no_sample_is_refused_in_a_line(transform: Transform, said: str) -> None:
+    with pytest.raises(UserError, match=f"^augmentation: the transforms .*{said}") as caught:
+        apply(transform, *sample())
+    assert "\n" not in str(caught.value)
+
+
+def test_keypoints_of_which_the_data_set_says_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="image_id 7 has keypoints, but the data set's `keypoints` is None"):
+        transforms.apply(Flip(p=0), *sample(), None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("ignored", torch.zeros(2, dtype=torch.uint8), r"ignored is torch.uint8 \[2\]; expected torch.bool \[2\]"),
+        ("ignored", torch.zeros(3, dtype=torch.bool), r"ignored is torch.bool \[3\]; expected torch.bool \[2\]"),
+        ("size", torch.tensor([10, 20, 3]), r"size is torch.int64 \[3\], the image has 2 objects"),
+    ],
+)
+def test_a_field_of_another_length_is_refused(field: str, value: torch.Tensor, said: str) -> None:
+    image, target = sample()
+    cast(Any, target)[field] = value
+    with pytest.raises(UserError, match=said):
+        check_sample(image, target, ClassMap(("a", "b")), ("bbox",), "x")

@@ -434,10 +434,11 @@ def masked(box_xyxy: list[int], *, probability: float) -> Prediction:
     return {**prediction([float(v) for v in box_xyxy]), "masks": masks}
 
 
-def evaluator_of(ground_truth: dict[str, Any], *iou_types: IouType) -> CocoEvaluator:
+def evaluator_of(ground_truth: dict[str, Any], *iou_types: IouType, sigmas: list[float] | None = None) -> CocoEvaluator:
     names = tuple(category["name"] for category in ground_truth["categories"])
     ids = tuple(category["id"] for category in ground_truth["categories"])
-    return CocoEvaluator(ground_truth=ground_truth, class_map=ClassMap(names, ids), iou_types=iou_types)
+    class_map = ClassMap(names, ids)
+    return CocoEvaluator(ground_truth=ground_truth, class_map=class_map, iou_types=iou_types, keypoint_sigmas=sigmas)
 
 
 def test_boxes_and_masks_are_scored_together() -> None:
@@ -478,7 +479,7 @@ def test_the_callers_results_are_not_changed() -> None:
 def test_results_are_plain_numbers_with_the_files_own_category_ids() -> None:
     ground_truth = truth(images=2, classes=2)
     ground_truth["categories"] = [{"id": 90, "name": "b"}, {"id": 7, "name": "a"}]
-    evaluator = evaluator_of(ground_truth, "bbox", "segm", "keypoints")
+    evaluator = evaluator_of(ground_truth, "bbox", "segm", "keypoints", sigmas=[0.1])
     keypoints = torch.tensor([[[20.0, 30.0, 1.0]]])
     first: Prediction = {**masked([10, 20, 50, 80], probability=0.9), "keypoints": keypoints}
     first["labels"] = torch.tensor([2])
@@ -548,6 +549,27 @@ def test_a_predicted_label_outside_the_class_map_is_refused(label: int) -> None:
 def test_a_prediction_that_lacks_what_is_scored_is_refused(iou_type: IouType, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         evaluator_of(truth(HERE), iou_type).update([1], [prediction([1, 2, 3, 4])])
+
+
+def test_predicted_keypoints_are_scored_with_the_evaluators_sigmas() -> None:
+    # As in `test_five_keypoints_are_scored_with_five_sigmas`: of a point that is 2 pixels off the similarity is 0.82.
+    evaluator = evaluator_of(posed_truth(5), "bbox", "keypoints", sigmas=[0.04] * 5)
+    points = torch.tensor(pose(5, 22.0)).reshape(1, 5, 3)
+    evaluator.update([1], [{**prediction([10, 10, 50, 50]), "keypoints": points}])
+    numbers = evaluator.compute()
+    assert numbers["keypoints/AP"] == exactly(0.7)
+    assert len([name for name in numbers if name.startswith("keypoints/")]) == 10
+
+
+@pytest.mark.parametrize(("sigmas", "expected"), [([0.04] * 5, 5), (None, 17)])
+def test_a_model_that_predicts_another_number_of_keypoints_is_refused(
+    sigmas: list[float] | None, expected: int
+) -> None:
+    evaluator = evaluator_of(posed_truth(5), "keypoints", sigmas=sigmas)
+    with pytest.raises(
+        UserError, match=f"^model: it predicts 6 keypoints of an object, but the data set has {expected}"
+    ):
+        evaluator.update([1], [{**prediction(), "keypoints": torch.zeros(0, 6, 3)}])
 
 
 def test_an_evaluator_refuses_unknown_types_and_foreign_classes() -> None:

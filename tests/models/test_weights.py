@@ -16,7 +16,7 @@ from loopback import Loopback, closed_port, serving
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, get_model
-from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -27,11 +27,13 @@ from detlab.errors import UserError
 from detlab.models import weights
 from detlab.models.backbones import NAMES, backbone
 from detlab.models.weights import check_frozen, coco_url, fetched, imagenet_url, load_weights, settle
+from detlab.structures import IouType
 
 Composed = Callable[..., DictConfig]
 State = dict[str, Tensor]
 SMALL = ("model=fasterrcnn", "model.backbone.name=mobilenet_v3_small", "model.box_roi_pool.output_size=1")
 MASKS = ("model=maskrcnn", "model.backbone.name=mobilenet_v3_small", "model.box_roi_pool.output_size=1")
+POINTS = ("model=keypointrcnn_mobilenet", "model.backbone.name=mobilenet_v3_small", "model.box_roi_pool.output_size=1")
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +83,10 @@ def publish(server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def publish_coco(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[State, tuple[str, bool, bool]], str]:
+) -> Callable[[State, tuple[str, bool, tuple[IouType, ...]]], str]:
     """Serve a state dict as the COCO weights of a detector; gives its file's name."""
 
-    def publish_it(state: State, detector: tuple[str, bool, bool]) -> str:
+    def publish_it(state: State, detector: tuple[str, bool, tuple[IouType, ...]]) -> str:
         content = as_file(state, tmp_path)
         path = named(content, "detector_coco")
         server.files[path] = content
@@ -108,10 +110,10 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-def model_of(composed: Composed, *overrides: str, num_classes: int = 3) -> nn.Module:
+def model_of(composed: Composed, *overrides: str, num_classes: int = 3, num_keypoints: int | None = None) -> nn.Module:
     cfg = composed(*overrides)
     settle(cfg.model)
-    return build(cfg.model, group="model", num_classes=num_classes)
+    return build(cfg.model, group="model", num_classes=num_classes, num_keypoints=num_keypoints)
 
 
 def norms_of(model: nn.Module) -> tuple[set[type], set[float]]:
@@ -304,7 +306,7 @@ def detector(composed: Composed, *overrides: str) -> State:
     torch.manual_seed(1)
     node = composed(*overrides, "model.norm=frozen").model
     settle(node)
-    return randomised(build(node, group="model", num_classes=91)).state_dict()
+    return randomised(build(node, group="model", num_classes=91, num_keypoints=17)).state_dict()
 
 
 def with_old_names(state: Mapping[str, Tensor]) -> State:
@@ -317,20 +319,30 @@ def with_old_names(state: Mapping[str, Tensor]) -> State:
 
 
 @pytest.mark.parametrize("names", [dict, with_old_names])
-@pytest.mark.parametrize(("overrides", "masks"), [(SMALL, False), (MASKS, True)])
+@pytest.mark.parametrize(
+    ("overrides", "iou_types", "num_keypoints", "replaced"),
+    [
+        (SMALL, ("bbox",), None, 4),
+        (MASKS, ("bbox", "segm"), None, 8),
+        (POINTS, ("bbox", "keypoints"), 17, 4),  # the keypoints' predictor stays
+        (POINTS, ("bbox", "keypoints"), 5, 6),
+    ],
+)
 def test_coco_weights_fill_all_but_the_predictors(
     composed: Composed, publish_coco: Callable[..., str], caplog: pytest.LogCaptureFixture,
-    overrides: tuple[str, ...], masks: bool, names: Callable[[State], State],
+    overrides: tuple[str, ...], iou_types: tuple[IouType, ...], num_keypoints: int | None, replaced: int,
+    names: Callable[[State], State],
 ) -> None:  # fmt: skip
     state = detector(composed, *overrides)
-    publish_coco(names(state), ("mobilenet_v3_small", True, masks))
+    publish_coco(names(state), ("mobilenet_v3_small", True, iou_types))
     with caplog.at_level(logging.INFO):
         # As many classes as COCO: the predictors would fit, but know other classes.
-        model = model_of(composed, *overrides, "model.weights=coco", num_classes=91)
-    predictors = {key for key in state if "predictor" in key}
+        model = model_of(composed, *overrides, "model.weights=coco", num_classes=91, num_keypoints=num_keypoints)
+    kept = ("keypoint_predictor",) if num_keypoints == 17 else ()
+    predictors = {key for key in state if "predictor" in key and not any(part in key for part in kept)}
     same = {key for key, value in model.state_dict().items() if torch.equal(value, state[key])}
     assert same == state.keys() - predictors
-    assert len(predictors) == (8 if masks else 4)
+    assert len(predictors) == replaced
     assert norms_of(model) == ({FrozenBatchNorm2d}, {0.0})
     assert f"skipped as the replaced predictors' {len(predictors)}: " in caplog.text
     assert f"missing in the file {len(predictors)}: " in caplog.text
@@ -338,7 +350,7 @@ def test_coco_weights_fill_all_but_the_predictors(
 
 
 def test_coco_weights_must_fill_a_changed_model_too(composed: Composed, publish_coco: Callable[..., str]) -> None:
-    publish_coco(detector(composed, *SMALL), ("mobilenet_v3_small", True, False))
+    publish_coco(detector(composed, *SMALL), ("mobilenet_v3_small", True, ("bbox",)))
     with pytest.raises(UserError, match=r"has in another shape 1: roi_heads\.box_head\.fc6\.weight\."):
         model_of(composed, *SMALL, "model.box_roi_pool.output_size=2", "model.weights=coco")
 
@@ -347,8 +359,9 @@ def test_where_there_are_no_coco_weights_those_that_there_are_are_named(composed
     with pytest.raises(UserError) as error:
         model_of(composed, "model.backbone.name=resnet18", "model.weights=coco")
     assert str(error.value) == (
-        "model.weights: no COCO weights for resnet18 with a pyramid, with masks; there are some for: "
-        "resnet50 with a pyramid, without masks; resnet50 with a pyramid, with masks."
+        "model.weights: no COCO weights for resnet18 with a pyramid, for bbox and segm; there are some for: "
+        "resnet50 with a pyramid, for bbox; resnet50 with a pyramid, for bbox and segm; resnet50 with a pyramid, for bbox and "
+        "keypoints."
     )
 
 
@@ -380,14 +393,14 @@ def test_torchvisions_mask_rcnn_from_coco_weights_computes_the_same(
 def test_a_model_from_coco_weights_is_rebuilt_from_its_checkpoint_without_them(
     composed: Composed, publish_coco: Callable[..., str], server: Loopback, cache: Path, tmp_path: Path
 ) -> None:
-    file = publish_coco(detector(composed, *SMALL), ("mobilenet_v3_small", True, False))
+    file = publish_coco(detector(composed, *SMALL), ("mobilenet_v3_small", True, ("bbox",)))
     cfg = composed(*SMALL, "model.weights=coco")
     settle(cfg.model)
     model = build(cfg.model, group="model", num_classes=3).eval()
     path = tmp_path / "best.pt"
     as_checkpoint(cfg, model, path)
     (cache / file).unlink()
-    rebuilt, classes = load_model(path)
+    rebuilt, classes, _ = load_model(path)
     assert len(server.requests) == 1
     assert classes.names == ("cat", "dog")
     assert norms_of(rebuilt) == ({FrozenBatchNorm2d}, {0.0})
@@ -414,7 +427,9 @@ def test_each_backbone_has_imagenet_weights_with_their_hash_in_the_name(name: st
 
 def test_the_weights_are_those_of_torchvisions_detectors() -> None:
     assert imagenet_url("resnet50") == ResNet50_Weights.IMAGENET1K_V1.url
-    assert coco_url("resnet50", fpn=True, masks=True) == MaskRCNN_ResNet50_FPN_Weights.DEFAULT.url
+    assert coco_url("resnet50", fpn=True, iou_types=("bbox", "segm")) == MaskRCNN_ResNet50_FPN_Weights.DEFAULT.url
+    points = coco_url("resnet50", fpn=True, iou_types=("bbox", "keypoints"))
+    assert points == KeypointRCNN_ResNet50_FPN_Weights.DEFAULT.url
 
 
 def test_a_file_lies_where_torchvision_itself_looks_for_it(server: Loopback, cache: Path) -> None:
