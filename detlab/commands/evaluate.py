@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(as_json(metrics))
         return 0
-    print(f"{path}, {arguments.part} of {type(dataset).__name__}, {len(dataset)} images")
+    name = getattr(dataset, "name", type(dataset).__name__)
+    print(f"{path}, {arguments.part} of {name}, {len(dataset)} images")
     for iou_type in iou_types:
         print(f"{iou_type}:")
         print_numbers(iou_type, metrics)

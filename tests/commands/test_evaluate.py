@@ -99,7 +99,7 @@ def test_the_lines_are_cocos_for_each_type_and_say_what_was_scored_on_what(
 ) -> None:
     assert cli.main(["evaluate", "run"]) == 0
     said, *lines = capsys.readouterr().out.splitlines()
-    assert said == "run/checkpoints/best.pt, val of PennFudan, 4 images"
+    assert said == "run/checkpoints/best.pt, val of Penn-Fudan pedestrians, 4 images"
     assert (lines[0], lines[13], len(lines)) == ("bbox:", "segm:", 26)
     assert lines[1] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000"
     assert lines[25] == " Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = nan"
@@ -107,8 +107,8 @@ def test_the_lines_are_cocos_for_each_type_and_say_what_was_scored_on_what(
 
 def test_the_part_and_values_of_the_data_set_can_be_others(seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argument, said in (
-        ("--part=train", "train of PennFudan, 2 images"),
-        ("dataset.val_size=3", "val of PennFudan, 3 images"),
+        ("--part=train", "train of Penn-Fudan pedestrians, 2 images"),
+        ("dataset.val_size=3", "val of Penn-Fudan pedestrians, 3 images"),
     ):
         assert cli.main(["evaluate", str(seeing), argument]) == 0
         assert capsys.readouterr().out.splitlines()[0].endswith(said)
