@@ -72,7 +72,7 @@ def evaluation_batches(
     return evaluation_loader(dataset, workers=cfg.workers, pin_memory=on_gpu, trainable=trainable)
 
 
-def detector(cfg: DictConfig, class_map: ClassMap, keypoints: Keypoints | None = None) -> nn.Module:
+def detector(cfg: DictConfig, class_map: ClassMap, keypoints: Keypoints | None) -> nn.Module:
     """The model, for the classes and keypoints at hand, with the weights that it starts from."""
     counts = {"num_classes": len(class_map) + 1, "num_keypoints": len(keypoints) if keypoints is not None else None}
     model: nn.Module = build(cfg.model, group="model", allow=cfg.allow, **counts)

@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> float:
 
     data = parts.data_sets(cfg)
     batches = parts.training_batches(cfg, data["train"], device)
-    model = parts.detector(cfg, data["train"].class_map)
+    model = parts.detector(cfg, data["train"].class_map, data["train"].keypoints)
     iou_types = learnable_iou_types(model, data["train"].iou_types, cfg.objective)
     device.place(model)
     average = Average(model, cfg.ema) if cfg.ema is not None else None

@@ -31,7 +31,7 @@ finally:
 """
 
 RECIPES = "pennfudan, pennfudan_mobilenet, pennfudan_offline, synthetic, synthetic_quick"
-MODELS = "fasterrcnn, maskrcnn, maskrcnn_mobilenet, mobilenet, mobilenet_fpn, retinanet"
+MODELS = "fasterrcnn, keypointrcnn, keypointrcnn_mobilenet, maskrcnn, maskrcnn_mobilenet, mobilenet, mobilenet_fpn, retinanet"
 
 
 @pytest.fixture(autouse=True)
