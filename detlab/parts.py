@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -9,20 +10,23 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from detlab import distributed
+from detlab.checkpoint import read, state_file
 from detlab.config import build
 from detlab.data.dataset import readings_kept
 from detlab.data.loader import Loader, evaluation_loader, training_loader
+from detlab.data.relabel import with_classes
 from detlab.data.subset import FirstImages
 from detlab.engine import Device
 from detlab.errors import UserError
-from detlab.models.weights import check_frozen
+from detlab.models.weights import check_frozen, match_classes
 from detlab.parameters import trained_parameters
 from detlab.profiling import WARMUP_STEPS
 from detlab.structures import ClassMap, DetectionDataset, IouType, Keypoints
 
 
 def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
-    """The parts `train` and `val`, and `test` where images are held out."""
+    """The parts `train` and `val`, and `test` where images are held out; of a resumed run with the labels that it had."""
     # A data set without the key knows of no third part.
     parts = ("train", "val", "test") if "test_size" in cfg.dataset else ("train", "val")
     with readings_kept():
@@ -31,6 +35,10 @@ def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
         }
     if "test" in data and not len(data["test"]):
         del data["test"]
+    if cfg.resume is not None:
+        path = state_file(Path(cfg.resume))
+        names = distributed.from_first(lambda: read(path)["class_map"]["names"])
+        data = {part: with_classes(images, names, str(path), all_needed=True) for part, images in data.items()}
     if cfg.overfit is not None:
         data["train"] = data["val"] = FirstImages(data["train"], cfg.overfit)
     return data
@@ -77,6 +85,7 @@ def detector(cfg: DictConfig, class_map: ClassMap, keypoints: Keypoints | None) 
     counts = {"num_classes": len(class_map) + 1, "num_keypoints": len(keypoints) if keypoints is not None else None}
     model: nn.Module = build(cfg.model, group="model", allow=cfg.allow, **counts)
     if "weights" in cfg.model:
+        match_classes(model, cfg.model.weights, class_map.names)
         check_frozen(model, cfg.model.weights)
     return model
 

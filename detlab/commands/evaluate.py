@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ def main(argv: list[str]) -> int:
     from detlab import engine, parts
     from detlab.checkpoint import check_keypoints, load_model, read
     from detlab.config import build, check, register
+    from detlab.data.relabel import with_classes
     from detlab.detector import checkpoint_of
     from detlab.preflight import compose_again
     from detlab.stopping import RunStopping
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     dataset = build(cfg.dataset, group="dataset", allow=cfg.allow, part=arguments.part)
     if not len(dataset):
         raise UserError(f"--part: the part {arguments.part!r} of the data set has no images.")
-    _check_classes(dataset.class_map.names, state["class_map"]["names"], path)
+    dataset = with_classes(dataset, state["class_map"]["names"], str(path), all_needed=False)
     model, _, keypoints = load_model(path, allow=cfg.allow)
     iou_types = learnable_iou_types(model, dataset.iou_types, OmegaConf.create(state["config"]).objective)
     if "keypoints" in iou_types:
@@ -101,16 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace these files where they exist")
     parser.add_argument("--json", action="store_true", help="one JSON object; null: nothing to measure")
     return parser
-
-
-def _check_classes(ours: Sequence[str], theirs: Sequence[str], path: Path) -> None:
-    """Refuse a data set whose labels mean something else than the model's."""
-    for label, (our, their) in enumerate(itertools.zip_longest(ours, theirs, fillvalue="missing"), start=1):
-        if our != their:
-            raise UserError(
-                f"dataset: class {label} is {our!r} in the data set, but {their!r} in {path}; both need the same class names "
-                "in the same order."
-            )
 
 
 def _with_bar(batches: Iterable[Any], count: int) -> Iterable[Any]:

@@ -69,6 +69,8 @@ def adapt_target(target: dict[str, Any], size: tuple[int, int], where: str) -> T
         if "masks" in target:
             masks = (torch.as_tensor(target["masks"]).as_subclass(Tensor) != 0).to(torch.uint8)
             adapted["masks"] = tv_tensors.Mask(masks.reshape(-1, *masks.shape[-2:]) if masks.ndim >= 2 else masks)
+        if "ignored" in target:
+            adapted["ignored"] = torch.as_tensor(target["ignored"], dtype=torch.bool)
         if "keypoints" in target:
             adapted["keypoints"] = torch.as_tensor(target["keypoints"], dtype=torch.float32).as_subclass(Tensor)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -155,7 +157,11 @@ class AdaptedDataset:
     @cached_property
     def _index(self) -> list[tuple[tuple[int, int], list[dict[str, Any]], int]]:
         """For each image: its size, its objects as COCO annotations less their ids, its id."""
-        log.info("reading %d samples of %s once, for the ground truth", len(self), self._name)
+        if not hasattr(self._dataset, "get_height_and_width"):
+            hint = "; a method get_height_and_width(index) of its own spares this where only sizes are asked for"
+        else:
+            hint = ""
+        log.info("reading %d samples of %s once, for the ground truth%s", len(self), self._name, hint)
         rows = []
         for i in range(len(self)):
             image, target = self[i]
@@ -186,8 +192,12 @@ class AdaptedDataset:
         return rows
 
     def get_height_and_width(self, index: int) -> tuple[int, int]:
-        """Height and width of an image in pixels."""
-        return self._index[index][0]
+        """Height and width of an image in pixels: by the user's own `get_height_and_width` where there is one."""
+        ask = getattr(self._dataset, "get_height_and_width", None)
+        if ask is None:
+            return self._index[index][0]
+        height, width = ask(self._chosen[index])
+        return int(height), int(width)
 
     def ground_truth(self) -> dict[str, Any]:
         """COCO dict of this part."""

@@ -41,7 +41,7 @@ def with_classes(dataset: DetectionDataset, names: Sequence[str], source: str, *
         )
     moved = [f"{name} {ours.index(name) + 1} -> {theirs.index(name) + 1}" for name in ours]
     without = f"; without objects: {', '.join(lacking)}" if lacking else ""
-    log.info(
+    log.warning(
         "classes matched by name with %s, label in the data set -> in the model: %s%s",
         source,
         ", ".join(moved),
@@ -66,6 +66,7 @@ class Relabelled:
         self._label = torch.tensor([0, *(names.index(name) + 1 for name in dataset.class_map.names)])
         self.iou_types, self.keypoints = dataset.iou_types, dataset.keypoints
         self.image_names = dataset.image_names
+        self.name: str = getattr(dataset, "name", type(dataset).__name__)
 
     def __len__(self) -> int:
         return len(self._dataset)

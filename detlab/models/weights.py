@@ -207,6 +207,67 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
     return report
 
 
+# The tensors of torchvision's R-CNNs with rows for each class, the background first: rows a class, and how widely they begin.
+CLASS_ROWS = {
+    "roi_heads.box_predictor.cls_score": (1, 0.01),
+    "roi_heads.box_predictor.bbox_pred": (4, 0.001),
+    "roi_heads.mask_predictor.mask_fcn_logits": (1, 0.001),
+}
+
+
+def match_classes(model: nn.Module, weights: str, names: Sequence[str]) -> None:
+    """Give the predictors of a model that began with a detlab checkpoint the rows of its classes, by name.
+
+    Loaded by shape alone, as many classes in another order would have each other's weights, without a word.
+
+    Args:
+        model: has loaded the file.
+        weights: `model.weights`; whatever is no detlab checkpoint's file knows no names, and nothing is done.
+        names: of the model's classes; one that the checkpoint does not have begins small, as in an untrained model.
+
+    Raises:
+        UserError: other classes, and predictors that are no R-CNN's.
+    """
+    if weights in ("none", *NORMS):
+        return
+    path = weights_file(weights)
+    content = storage.load(path, checked=False)
+    if "class_map" not in content:
+        return
+    theirs = list(content["class_map"]["names"])
+    if theirs == list(names):
+        return
+    state, own = _tensors(content, path), model.state_dict()
+    if "roi_heads.box_predictor.cls_score.weight" not in own:
+        raise UserError(
+            f"{path}: trained on {', '.join(theirs)}, but the data set has {', '.join(names)}; for this model both need the same "
+            "classes in the same order (dataset.classes)."
+        )
+    for module, (rows, spread) in CLASS_ROWS.items():
+        for kind in ("weight", "bias"):
+            name = f"{module}.{kind}"
+            if name in own and name in state and state[name].shape[1:] == own[name].shape[1:]:
+                _copy_rows(own[name], state[name], theirs, names, rows, spread if kind == "weight" else 0.0)
+    known = [name for name in names if name in theirs]
+    new = [name for name in names if name not in theirs]
+    said = (f"{len(known)} classes by name ({', '.join(known)})", f"new: {', '.join(new) or 'none'}")
+    log.info("%s: %s", path.name, "; ".join(said))
+
+
+def _copy_rows(
+    own: Tensor, state: Tensor, theirs: Sequence[str], names: Sequence[str], rows: int, spread: float
+) -> None:
+    """Fill a tensor of `rows` rows for the background and each of `names` from one that has them for `theirs`."""
+    own[:rows] = state[:rows]
+    for label, name in enumerate(names, 1):
+        place = own[label * rows : (label + 1) * rows]
+        if name in theirs:
+            begin = (theirs.index(name) + 1) * rows
+            place.copy_(state[begin : begin + rows])
+        else:
+            nn.init.normal_(place, std=spread)
+
+
 def imagenet_url(name: str) -> str:
     """Where torchvision's classification weights for a backbone lie: those that its detectors with a backbone of it take."""
     return get_model_weights(name)["IMAGENET1K_V1"].url

@@ -194,3 +194,24 @@ def test_a_target_without_objects_becomes_typed_empty_tensors() -> None:
     empty = adapt_target({"boxes": torch.zeros(0), "labels": [], "image_id": 3}, (5, 5), "x")
     assert empty["boxes"].shape == (0, 4)
     assert empty["labels"].dtype == torch.int64
+
+
+def test_sizes_are_asked_of_a_class_that_knows_them() -> None:
+    class Sized(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Any:
+            if index:
+                raise AssertionError("decoded for its size")
+            target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "image_id": index}
+            return torch.zeros(3, 4, 5), target
+
+        def get_height_and_width(self, index: int) -> tuple[int, int]:
+            return 10 + index, 20
+
+    data = AdaptedDataset(
+        dataset=Sized(), classes=["a"], part="train", val_size=0, split_seed=0, test_size=0, keypoints=None
+    )  # fmt: skip
+    data._chosen = [2, 1]
+    assert [data.get_height_and_width(i) for i in range(2)] == [(12, 20), (11, 20)]

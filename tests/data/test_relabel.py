@@ -40,7 +40,6 @@ def test_the_same_classes_leave_the_data_set_as_it_is() -> None:
 
 
 def test_labels_follow_the_names(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
     data = with_classes(Animals(), ("cow", "dog", "cat"), "best.pt", all_needed=False)  # type: ignore[arg-type]
     assert [data[i][1]["labels"].tolist() for i in range(2)] == [[3, 2], [2]]
     assert data.class_map == ClassMap(("cow", "dog", "cat"), (19, 18, 17))

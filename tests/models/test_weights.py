@@ -20,14 +20,14 @@ from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, Mask
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from detlab import download, storage
+from detlab import download, parts, storage
 from detlab.checkpoint import load_model
 from detlab.config import build, rule_fault
 from detlab.errors import UserError
 from detlab.models import weights
 from detlab.models.backbones import NAMES, backbone
 from detlab.models.weights import check_frozen, coco_url, fetched, imagenet_url, load_weights, settle
-from detlab.structures import IouType
+from detlab.structures import ClassMap, IouType
 
 Composed = Callable[..., DictConfig]
 State = dict[str, Tensor]
@@ -565,3 +565,28 @@ def test_a_state_dict_does_not_load_into_other_norms(tmp_path: Path) -> None:
     for file, into in (("frozen", "batch"), ("group", "batch"), ("batch", "group"), ("frozen", "group")):
         with pytest.raises(UserError, match=f"trained with {file} norms, but model.norm={into}; set model.norm={file}"):
             load_weights(kinds[into], tmp_path / f"{file}.pt")
+
+
+def test_the_classes_of_a_checkpoint_are_matched_by_name(tmp_path: Path, composed: Callable[..., DictConfig]) -> None:
+    cfg = composed(
+        "model.backbone.name=resnet18", "model.norm=batch", "model.norm_eps=1e-5", "model.trainable_backbone_layers=all"
+    )
+    torch.manual_seed(0)
+    cats = parts.detector(cfg, ClassMap(("cat", "dog")), None)
+    saved = {"format": 1, "class_map": {"names": ["cat", "dog"]}, "model": cats.state_dict()}
+    torch.save(saved, tmp_path / "cats.pt")
+    cfg.model.weights = str(tmp_path / "cats.pt")
+    other = parts.detector(cfg, ClassMap(("dog", "cow", "cat")), None).state_dict()
+    own = cats.state_dict()
+    for module, rows in (
+        ("box_predictor.cls_score", 1),
+        ("box_predictor.bbox_pred", 4),
+        ("mask_predictor.mask_fcn_logits", 1),
+    ):
+        then, now = own[f"roi_heads.{module}.weight"], other[f"roi_heads.{module}.weight"]
+        for before, after in ((0, 0), (1, 3), (2, 1)):  # background, cat, dog
+            assert torch.equal(then[before * rows : (before + 1) * rows], now[after * rows : (after + 1) * rows])
+        assert 0 < now[2 * rows : 3 * rows].std() < 0.02
+    swapped = parts.detector(cfg, ClassMap(("dog", "cat")), None).state_dict()
+    score = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(swapped[score], own[score][[0, 2, 1]])
