@@ -20,7 +20,14 @@ SWEEPS = sorted(path.stem for path in (EXPERIMENTS / "sweep").glob("*.yaml"))
 
 
 def test_there_are_recipes_and_sweeps() -> None:
-    assert {"pennfudan", "pennfudan_mobilenet", "pennfudan_offline", "synthetic", "synthetic_quick"} <= set(RECIPES)
+    assert {
+        "pennfudan",
+        "pennfudan_mobilenet",
+        "pennfudan_offline",
+        "synthetic",
+        "synthetic_keypoints",
+        "synthetic_quick",
+    } <= set(RECIPES)
     assert {"folds", "lr", "models", "seeds"} == set(SWEEPS)
 
 

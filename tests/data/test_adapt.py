@@ -198,11 +198,13 @@ def test_a_target_without_objects_becomes_typed_empty_tensors() -> None:
 
 def test_sizes_are_asked_of_a_class_that_knows_them() -> None:
     class Sized(torch.utils.data.Dataset[Any]):
+        built = False
+
         def __len__(self) -> int:
             return 3
 
         def __getitem__(self, index: int) -> Any:
-            if index:
+            if self.built:
                 raise AssertionError("decoded for its size")
             target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "image_id": index}
             return torch.zeros(3, 4, 5), target
@@ -213,5 +215,5 @@ def test_sizes_are_asked_of_a_class_that_knows_them() -> None:
     data = AdaptedDataset(
         dataset=Sized(), classes=["a"], part="train", val_size=0, split_seed=0, test_size=0, keypoints=None
     )  # fmt: skip
-    data._chosen = [2, 1]
-    assert [data.get_height_and_width(i) for i in range(2)] == [(12, 20), (11, 20)]
+    Sized.built = True
+    assert sorted(data.get_height_and_width(i) for i in range(3)) == [(10, 20), (11, 20), (12, 20)]
