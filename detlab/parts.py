@@ -26,7 +26,7 @@ from detlab.structures import ClassMap, DetectionDataset, IouType, Keypoints
 
 
 def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
-    """The parts `train` and `val`, and `test` where images are held out; of a resumed run with the labels that it had."""
+    """The parts `train` and `val`, and `test` where images are held out."""
     # A data set without the key knows of no third part.
     parts = ("train", "val", "test") if "test_size" in cfg.dataset else ("train", "val")
     with readings_kept():
@@ -35,13 +35,24 @@ def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
         }
     if "test" in data and not len(data["test"]):
         del data["test"]
-    if cfg.resume is not None:
-        path = state_file(Path(cfg.resume))
-        names = distributed.from_first(lambda: read(path)["class_map"]["names"])
-        data = {part: with_classes(images, names, str(path), all_needed=True) for part, images in data.items()}
     if cfg.overfit is not None:
         data["train"] = data["val"] = FirstImages(data["train"], cfg.overfit)
     return data
+
+
+def labelled_as(run: Path, data: dict[str, DetectionDataset]) -> dict[str, DetectionDataset]:
+    """The parts with the labels that a run's model has learnt, classes matched by name.
+
+    Args:
+        run: a run's folder, or one of its states.
+        data: by part.
+
+    Raises:
+        UserError: other classes than the run's.
+    """
+    path = state_file(run)
+    names = distributed.from_first(lambda: read(path)["class_map"]["names"])
+    return {part: with_classes(images, names, str(path), all_needed=True) for part, images in data.items()}
 
 
 def check_profile(cfg: DictConfig, steps: int) -> None:

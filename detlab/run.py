@@ -62,6 +62,8 @@ def train(cfg: DictConfig) -> float:
     torch.manual_seed(cfg.seed)
 
     data = parts.data_sets(cfg)
+    if cfg.resume is not None:
+        data = parts.labelled_as(Path(cfg.resume), data)
     batches = parts.training_batches(cfg, data["train"], device)
     model = parts.detector(cfg, data["train"].class_map, data["train"].keypoints)
     iou_types = learnable_iou_types(model, data["train"].iou_types, cfg.objective)
