@@ -146,6 +146,7 @@ def test_a_state_is_found_when_only_the_previous_one_is_whole(detlab: Detlab, tm
     assert read(tmp_path / "a" / "checkpoints" / "last.pt")["position"]["step"] == 5
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_bad_job_and_names_it(
     detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,12 +204,14 @@ def test_a_non_finite_loss_stops_the_run_with_losses_step_and_images(
     assert "non-finite loss" in record["why"]
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_count_as_one_step_of_the_same_images(detlab: Detlab, tmp_path: Path) -> None:
     assert detlab(*TINY, "batch_size=4", "accumulate=2", "model.norm=group", "hydra.run.dir=a") == 0
     lines = lines_of(tmp_path / "a")
     assert [line["step"] for line in lines] == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_bf16_trains_close_to_fp32(detlab: Detlab, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         assert detlab(*TINY, f"precision={precision}", "max_steps=1", f"hydra.run.dir={precision}") == 0

@@ -81,6 +81,7 @@ def test_a_run_logs_the_validation_loss_and_trains_as_without_it(detlab: Detlab,
     assert [line for line in with_it if "val/loss" not in line] == without
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_no_longer_improves(
     detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_run_stops_where_its_objective_is_reached(
     assert [line["epoch"] for line in lines_of(tmp_path / "run") if "val/bbox/AP" in line] == [0]
 
 
+@pytest.mark.slow
 def test_the_held_out_part_is_scored_once_with_the_best_weights(detlab: Detlab, tmp_path: Path) -> None:
     # The second epoch, at an absurd rate, ruins the weights of the first.
     run = (*TINY, "dataset.test_size=3", "epochs=2", "schedule=step", "schedule.step_epochs=1", "schedule.gamma=1e6")
@@ -193,6 +195,7 @@ def test_nothing_to_overfit_on_is_said() -> None:
         FirstImages(Empty(), 2)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_profile_leaves_a_trace_and_a_table(
     detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +258,7 @@ def test_averaged_weights_are_scored_and_saved_beside_and_a_resumed_run_continue
     assert saved["best_ema"]["metrics"]["segm/AP"] == best
 
 
+@pytest.mark.slow
 def test_parameter_groups_train_at_their_own_rate_and_decay(detlab: Detlab, tmp_path: Path) -> None:
     groups = "optimizer.groups={backbone.*: {lr_factor: 1e-30, weight_decay: 0}}"
     assert detlab(*TINY, "schedule.warmup_steps=0", "max_steps=2", groups, "hydra.run.dir=run") == 0
