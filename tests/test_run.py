@@ -90,7 +90,7 @@ from pathlib import Path
 from detlab.checkpoint import load_model
 from detlab.data.synthetic import Synthetic
 from detlab.evaluation.results import prediction_to_results
-model, classes = load_model(Path(sys.argv[1]))
+model, classes, _ = load_model(Path(sys.argv[1]))
 data = Synthetic(part="val", difficulty="easy", seed=0, train_size=8, val_size=4, test_size=0, folds=None, fold=None, fraction=1.0)
 rows = []
 with torch.inference_mode():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,23 @@ def read_coco(path: Path, images: Path, keypoints: Mapping[str, Any] | None) -> 
     Raises:
         UserError: no such file, or not of the form; what is wrong with single objects becomes a `Fault` each.
     """
+    with _no_search_for_cycles():
+        return _read(path, images, keypoints)
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Millions of new objects without a cycle among them make Python search for cycles again and again, a third of the time."""
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
+
+
+def _read(path: Path, images: Path, keypoints: Mapping[str, Any] | None) -> Reading:
     content = _content(path)
     class_map = _class_map(content["categories"], path)
     points = keypoints_from_config(keypoints, "dataset.keypoints") if keypoints is not None else _points(content, path)

@@ -375,7 +375,7 @@ def test_torchvisions_mask_rcnn_from_coco_weights_computes_the_same(
     state = with_old_names(theirs.state_dict())
     theirs.load_state_dict(state, strict=True)  # torchvision knows these names
     torchvision.models.detection._utils.overwrite_eps(theirs, 0.0)
-    publish_coco(state, ("resnet50", True, True))
+    publish_coco(state, ("resnet50", True, ("bbox", "segm")))
     ours = model_of(composed, "model=maskrcnn", "model.weights=coco").eval()
     image = torch.rand(1, 3, 128, 160)
     with torch.no_grad():
