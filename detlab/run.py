@@ -86,6 +86,7 @@ def train(cfg: DictConfig) -> float:
         writing(folder, console, log_every=cfg.log_every, step=position.step, device=device.name) as writer,
         records.recording(cfg, writer, data, model, device, position),
     ):
+        log.info("\n  ".join(["classes:", *data["train"].class_map.table()]))
         log.info("%d steps of %d images, %d an epoch; in %s", total_steps, cfg.batch_size, batches.steps, folder)
         while not (
             stopping.interrupted

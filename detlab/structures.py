@@ -163,6 +163,14 @@ class ClassMap:
         """The file's own id of a label in 1..K."""
         return self.category_ids[label - 1]
 
+    def table(self) -> list[str]:
+        """Lines that show each label, the id that it has in the files, and its name."""
+        rows = zip(self.category_ids, self.names, strict=True)
+        return [
+            "label  id in the files  class",
+            *(f"{k:>5}{category_id:>17}  {name}" for k, (category_id, name) in enumerate(rows, 1)),
+        ]
+
     def categories(self) -> list[dict[str, Any]]:
         """COCO's `categories`, in the order of the labels."""
         return [{"id": i, "name": n} for i, n in zip(self.category_ids, self.names, strict=True)]
@@ -220,7 +228,7 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, iou_types: 
 
     Raises:
         UserError: a field that is missing, or of the wrong type or shape; a box that is not finite, is empty or lies outside
-            its image; a label outside 1..K. It names data set, image and object. torchvision takes all of these in silence.
+            its image; a label outside 1..K; an area or a keypoint that is not finite. It names data set, image and object. torchvision takes all of these in silence.
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise UserError(f"{where}: the image is {image.dtype} {list(image.shape)}; expected uint8 [3, H, W].")
@@ -258,8 +266,22 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, iou_types: 
     if "masks" in target and count and int(target["masks"].max()) > 1:
         raise UserError(f"{where}: masks hold {int(target['masks'].max())}; expected 0 and 1.")
     fault = _fault(target["boxes"].as_subclass(Tensor), target["labels"], height, width, len(class_map))
+    if fault is None and not bool(torch.isfinite(target["area"]).all()):
+        fault = f"area {target['area'].tolist()} is not finite"
+    if fault is None and "keypoints" in target:
+        fault = _keypoint_fault(target["keypoints"].as_subclass(Tensor))
     if fault is not None:
         raise UserError(f"{where}: {fault}.")
+
+
+def _keypoint_fault(keypoints: Tensor) -> str | None:
+    """What is wrong with the first object whose points are not finite or not 0, 1 or 2 in visibility."""
+    seen = keypoints[..., 2]
+    wrong = (~torch.isfinite(keypoints).all(-1) | ((seen != 0) & (seen != 1) & (seen != 2))).any(-1)
+    if not bool(wrong.any()):
+        return None
+    i = int(wrong.nonzero()[0])
+    return f"object {i} has the keypoints {keypoints[i].tolist()}; expected finite x, y, and a visibility of 0, 1 or 2"
 
 
 def learnable_iou_types(model: object, data_types: Sequence[IouType], objective: str) -> tuple[IouType, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,7 +124,7 @@ class Verdict:
             **{f"{severity}s": self.count(severity) for severity in SEVERITIES},
             "decoded": self.decoded,
             "parts": {part: {"images": count, "objects": self.objects(part)} for part, count in self.images.items()},
-            "classes": [{"name": c.name, "objects": c.objects, "images": c.images} for c in self.classes],
+            "classes": [dataclasses.asdict(c) for c in self.classes],
             "faults": faults,
         }
 
@@ -145,10 +146,12 @@ class Verdict:
 
     def _class_table(self) -> Iterator[str]:
         width = max(5, *(len(count.name) for count in self.classes))
-        yield f"{'class':<{width}}" + "".join(f"{f'{part} objects':>15}{'images':>9}" for part in self.images)
+        yield f"label  id in the files  {'class':<{width}}" + "".join(
+            f"{f'{part} objects':>15}{'images':>9}" for part in self.images
+        )
         for count in self.classes:
             numbers = (f"{count.objects[part]:>15}{count.images[part]:>9}" for part in self.images)
-            yield f"{count.name:<{width}}" + "".join(numbers)
+            yield f"{count.label:>5}{count.category_id:>17}  {count.name:<{width}}" + "".join(numbers)
 
     def _last_line(self) -> str:
         counts = ", ".join(

@@ -254,7 +254,8 @@ class Index:
 
     def boxes_xyxy(self) -> Floats:
         """The boxes by their corners, float64 `[N, 4]`."""
-        return np.concatenate((self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]), 1)
+        with np.errstate(invalid="ignore"):  # -inf + inf, in a damaged file
+            return np.concatenate((self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]), 1)
 
     def select(self, images: Sequence[int] | Integers) -> Index:
         """The index of some images, in the order given."""

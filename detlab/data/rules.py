@@ -196,6 +196,8 @@ class ClassCount:
     """How often one class occurs, by part."""
 
     name: str
+    label: int
+    category_id: int  # in the files
     objects: dict[str, int]
     images: dict[str, int]
 
@@ -211,7 +213,11 @@ def class_counts(parts: Mapping[str, Index]) -> list[ClassCount]:
     }
     return [
         ClassCount(
-            name, {part: int(objects[part][k]) for part in parts}, {part: int(images[part][k]) for part in parts}
+            name,
+            k,
+            class_map.category_id(k),
+            {part: int(objects[part][k]) for part in parts},
+            {part: int(images[part][k]) for part in parts},
         )
         for k, name in enumerate(class_map.names, 1)
     ]

@@ -82,9 +82,9 @@ def test_the_table_names_the_worst_first_with_what_to_do_and_ends_in_a_verdict(
     ]
     assert "                 val    3.png: not readable as an image (" in "\n".join(lines)
     assert lines[-5:-1] == [
-        "class  train objects   images    val objects   images",
-        "cat                1        1              1        1",
-        "dog                2        2              1        1",
+        "label  id in the files  class  train objects   images    val objects   images",
+        "    1                5  cat                1        1              1        1",
+        "    2                9  dog                2        2              1        1",
         "",
     ]
     assert lines[-1] == (
@@ -99,7 +99,13 @@ def test_json_has_every_fault_and_the_classes_by_part(tmp_path: Path, capsys: py
     verdict: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (verdict["errors"], verdict["warnings"], verdict["notes"], verdict["decoded"]) == (3, 1, 2, True)
     assert verdict["parts"] == {"train": {"images": 2, "objects": 3}, "val": {"images": 1, "objects": 2}}
-    assert verdict["classes"][0] == {"name": "cat", "objects": {"train": 1, "val": 1}, "images": {"train": 1, "val": 1}}
+    assert verdict["classes"][0] == {
+        "name": "cat",
+        "label": 1,
+        "category_id": 5,
+        "objects": {"train": 1, "val": 1},
+        "images": {"train": 1, "val": 1},
+    }
     found = {(f["severity"], f["kind"], f["part"], f["image"], f["annotation"]) for f in verdict["faults"]}
     assert found >= {
         ("error", "unknown class", "train", "2.png", 20),
