@@ -228,7 +228,8 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, iou_types: 
 
     Raises:
         UserError: a field that is missing, or of the wrong type or shape; a box that is not finite, is empty or lies outside
-            its image; a label outside 1..K; an area or a keypoint that is not finite. It names data set, image and object. torchvision takes all of these in silence.
+            its image; a label outside 1..K; an area or a keypoint that is not finite. It names data set, image and object.
+            torchvision takes all of these in silence.
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise UserError(f"{where}: the image is {image.dtype} {list(image.shape)}; expected uint8 [3, H, W].")
