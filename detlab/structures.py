@@ -267,8 +267,10 @@ def check_sample(image: Tensor, target: Target, class_map: ClassMap, iou_types: 
     if "masks" in target and count and int(target["masks"].max()) > 1:
         raise UserError(f"{where}: masks hold {int(target['masks'].max())}; expected 0 and 1.")
     fault = _fault(target["boxes"].as_subclass(Tensor), target["labels"], height, width, len(class_map))
-    if fault is None and not bool(torch.isfinite(target["area"]).all()):
-        fault = f"area {target['area'].tolist()} is not finite"
+    finite = torch.isfinite(target["area"])
+    if fault is None and not bool(finite.all()):
+        i = int((~finite).nonzero()[0])
+        fault = f"object {i} has the area {float(target['area'][i])}, which is not finite"
     if fault is None and "keypoints" in target:
         fault = _keypoint_fault(target["keypoints"].as_subclass(Tensor))
     if fault is not None:

@@ -56,6 +56,8 @@ def test_a_run_leaves_its_records_as_documented(detlab: Detlab, tmp_path: Path) 
     assert "config/text_summary" in board.Tags()["tensors"]
     assert "_hparams_/session_start_info" in board.summary_metadata
     assert len(list(folder.rglob("events.out.tfevents.*"))) == 1
+    said = (folder / "detlab.log").read_text()
+    assert "classes:\n  label  id in the files  class\n      1                1  person\n" in said
 
 
 @pytest.mark.slow

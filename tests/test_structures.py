@@ -59,7 +59,7 @@ def test_a_box_that_fills_its_image_and_a_target_without_objects_are_legal() -> 
         (lambda: target(boxes=torch.zeros(2, 4, dtype=torch.float64)), "boxes is torch.float64"),
         (lambda: target(masks=torch.zeros(2, 10, 19, dtype=torch.uint8)), r"masks is .*\[2, 10, 19\]; expected .*\[2, 10, 20\]"),
         (lambda: target(keypoints=torch.zeros(2, 17, 2)), "keypoints"),
-        (lambda: target(area=torch.tensor([4.0, math.inf])), "area .* is not finite"),
+        (lambda: target(area=torch.tensor([4.0, math.inf])), "object 1 has the area inf, which is not finite"),
         (lambda: target(keypoints=torch.full((2, 3, 3), 4.0)), "object 0 has the keypoints .* visibility of 0, 1 or 2"),
         (lambda: target(keypoints=torch.tensor([[[1.0, 1, 2]], [[math.nan, 1, 0]]])), "object 1 has the keypoints"),
         (lambda: target(masks=torch.full((2, 10, 20), 255, dtype=torch.uint8)), "masks hold 255"),
