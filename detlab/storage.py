@@ -78,7 +78,9 @@ def load(path: Path, *, checked: bool = True) -> Any:
             f"{path}: holds objects other than tensors and plain values and was not loaded, since it could run code. {reason}"
         ) from None
     except Exception as error:  # a damaged file makes its reader stumble over anything
-        raise UserError(f"{path}: not a file that torch.save wrote, or cut off ({type(error).__name__}).") from None
+        raise UserError(
+            f"{path}: not a file that torch.save wrote, or cut off ({type(error).__name__}). Take another copy."
+        ) from None
 
 
 def _verify(path: Path) -> None:
@@ -86,6 +88,6 @@ def _verify(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as error:  # a damaged archive raises whatever its reader stumbles over
-        raise UserError(f"{path}: not a file that torch.save wrote, or cut off ({error}).") from None
+        raise UserError(f"{path}: not a file that torch.save wrote, or cut off ({error}). Take another copy.") from None
     if damaged is not None:
         raise UserError(f"{path}: damaged: the checksum of {damaged} does not fit. Take another copy.")

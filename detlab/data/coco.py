@@ -168,7 +168,7 @@ def _content(path: Path) -> dict[str, Any]:
             f"{path}: {error.strerror}; give a COCO file in dataset.train_annotations and the like."
         ) from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}).") from None
+        raise UserError(f"{path}: not JSON ({error}); perhaps cut off. Take another copy.") from None
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in lists):
         raise UserError(f"{path}: no COCO file; it needs the lists images, annotations and categories.")
