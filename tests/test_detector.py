@@ -175,6 +175,7 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path, monkeypatch: pytes
         detlab.load(run)
 
 
+@pytest.mark.slow
 def test_a_real_model_predicts_as_in_its_runs_evaluation(tmp_path_factory: pytest.TempPathFactory) -> None:
     run = runs.mask_rcnn(tmp_path_factory.getbasetemp())
     detector = detlab.load(run, device="cpu")

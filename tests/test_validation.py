@@ -102,6 +102,7 @@ def test_a_better_evaluation_renews_patience() -> None:
     assert (position.best, position.best_step, position.stale) == (0.2, 3, 2)
 
 
+@pytest.mark.slow
 def test_a_run_stops_where_its_objective_is_reached(
     detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +160,7 @@ def test_ctrl_c_in_the_midst_of_an_evaluation_loses_no_step(
     assert [line["step"] for line in lines if "val/bbox/AP" in line] == [4, 8]
 
 
+@pytest.mark.slow
 def test_overfitting_trains_on_and_scores_the_first_images_with_objects(detlab: Detlab, tmp_path: Path) -> None:
     assert detlab(*TINY, "debug=overfit", "overfit=2", "batch_size=2", "epochs=1", "hydra.run.dir=run") == 0
     names = json.loads((tmp_path / "run" / "split.json").read_text())
@@ -223,6 +225,7 @@ def test_the_best_is_told_by_the_objective_of_now() -> None:
     assert position.best is None
 
 
+@pytest.mark.slow
 def test_name_and_tags_are_kept(detlab: Detlab, tmp_path: Path, composed: Callable[..., DictConfig]) -> None:
     assert composed().tags == []
     assert detlab(*TINY, "max_steps=1", "name=mine", "tags=[first, small]", "hydra.run.dir=run") == 0
