@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -19,6 +21,8 @@ from detlab.averaging import Average
 from detlab.config import build
 from detlab.errors import UserError
 from detlab.structures import ClassMap, Keypoints
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -37,6 +41,10 @@ class Position:
     stale: int = 0  # evaluations since the best one
     best_average: dict[str, float] = field(default_factory=dict)  # metrics of the averaged weights at their best
     test_metrics: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0  # steps left out because they were not finite
+    records: dict[str, int] = field(
+        default_factory=dict
+    )  # bytes of each file of records that tell of the run up to here
 
     def improve(self, metrics: dict[str, float], objective: str) -> bool:
         """Take the metrics of the present step; whether they are the best so far. What is not a number is the worst."""
@@ -78,6 +86,7 @@ class Origin:
     class_map: ClassMap
     keypoints: Keypoints | None  # of the data set
     batches: dict[str, int]  # what decides which images a position in an epoch stands for
+    data: dict[str, dict[str, Any]]  # by part: number of images, and fingerprint
 
     def record(self) -> dict[str, Any]:
         """As plain values, which load with `weights_only=True`."""
@@ -87,6 +96,7 @@ class Origin:
             "overrides": list(self.overrides),
             "choices": dict(self.choices),
             "batches": dict(self.batches),
+            "data": {part: dict(known) for part, known in self.data.items()},
             "class_map": {"names": list(self.class_map.names), "category_ids": list(self.class_map.category_ids)},
             "keypoints": _plain(self.keypoints),
         }
@@ -132,48 +142,124 @@ def check_keypoints(theirs: Keypoints | None, ours: Keypoints | None, path: Path
             raise UserError(f"{path}: trained with keypoints.{key}={was}, but the data set has {now}.")
 
 
-class Checkpoints:
-    """The `checkpoints/` of a run's folder: `last.pt` and `previous.pt` the whole state, `best.pt` the best weights."""
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run goes on from; `average` where averaged weights are kept."""
 
-    def __init__(self, run_folder: Path, origin: Origin) -> None:
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    average: Average | None
+    position: Position
+
+    def content(self) -> dict[str, Any]:
+        """All of it as tensors on the CPU, copies, and plain values."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "position": asdict(self.position),
+        }
+        if self.average is not None:
+            content["average"] = self.average.state_dict()
+        return _copied(content)
+
+
+def _copied(value: Any) -> Any:
+    """A value with copies of its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
+
+
+class Records(Protocol):
+    """Knows how long the files of a run's records are."""
+
+    def sizes(self) -> dict[str, int]: ...
+
+
+class Checkpoints:
+    """The `checkpoints/` of a run's folder: `last.pt` and `previous.pt` the whole state, `best.pt` the best weights.
+
+    Args:
+        run_folder: the run's.
+        origin: what each file says of where it is from.
+        every_minutes: between states that are saved in the middle of an epoch.
+    """
+
+    def __init__(self, run_folder: Path, origin: Origin, *, every_minutes: float) -> None:
         self.folder = run_folder / "checkpoints"
         self._origin = origin
-        self._saved = time.monotonic()
+        self._every = 60 * every_minutes
+        self._begun = time.monotonic()
+        self._writing: threading.Thread | None = None
+        self._failure: Exception | None = None
         if distributed.first():
             self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in (run_folder, self.folder):
+                storage.clear_unfinished(folder)
 
-    @property
-    def age(self) -> float:
-        """Seconds since the state was saved, or since the run began."""
-        return time.monotonic() - self._saved
+    def follow(self, state: TrainingState, records: Records) -> None:
+        """From here on save this, and how far the records are."""
+        self._state, self._records = state, records
 
-    def save_last(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        schedule: LRScheduler,
-        position: Position,
-        average: Average | None,
-    ) -> None:
-        """Write the whole state; the one before becomes `previous.pt`."""
-        if not distributed.first():
+    def at(self, step: int) -> None:
+        """Save in the background where the last time is `every_minutes` ago; the state is that after optimizer step `step`."""
+        if time.monotonic() - self._begun >= self._every:
+            self._state.position.step = step
+            self.save_in_background()
+
+    def save_in_background(self) -> None:
+        """Save the state as it is now, while training goes on; not, where the one before is still being written.
+
+        A full disk is said, and training goes on: the next state may find room, and the last one stays.
+        """
+        if not distributed.first() or (self._writing is not None and self._writing.is_alive()):
             return
-        last, newest = self.folder / "last.pt", self.folder / "newest.pt"
-        state = {
-            **self._origin.record(),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
-            "position": asdict(position),
-        }
-        if average is not None:
-            state["average"] = average.state_dict()
-        # Both old files stay until the new one is whole: a full disk or a kill at any instant leaves one to go on from.
-        storage.save(state, newest)
+        self._finish()
+        if self._failure is not None:
+            log.warning("the state could not be saved, training goes on without: %s", self._failure)
+            self._failure = None
+        content = self._content()
+        self._writing = threading.Thread(target=self._write_or_note, args=(content,), name="checkpoint")
+        self._writing.start()
+
+    def save(self) -> None:
+        """Save the state as it is now, before anything else happens.
+
+        Raises:
+            OSError: it cannot be written; the last one stays.
+        """
+        if distributed.first():
+            self._finish()
+            self._write(self._content())
+
+    def _finish(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def _content(self) -> dict[str, Any]:
+        self._begun = time.monotonic()
+        self._state.position.records = self._records.sizes()
+        return {**self._origin.record(), **self._state.content()}
+
+    def _write_or_note(self, content: dict[str, Any]) -> None:
+        try:
+            self._write(content)
+        except Exception as error:
+            self._failure = error
+
+    def _write(self, content: dict[str, Any]) -> None:
+        last = self.folder / "last.pt"
+        # Two names for the old file until the new one is whole: a full disk or a kill at any instant leaves one to go on from.
+        storage.save(content, self.folder / "newest.pt")
         if last.exists():
-            last.replace(self.folder / "previous.pt")
-        newest.replace(last)
-        self._saved = time.monotonic()
+            storage.keep_as(last, self.folder / "previous.pt")
+        (self.folder / "newest.pt").replace(last)
+        storage.sync_folder(self.folder)
 
     def save_weights(self, name: str, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
         """Write weights (`best.pt`, `best_ema.pt`), and what rebuilds the model without network."""
@@ -185,65 +271,50 @@ class Checkpoints:
         """The weights of `best.pt`, which the first process reads for all."""
         return distributed.from_first(lambda: read(self.folder / "best.pt")["model"])
 
-    def restore(
-        self,
-        run: Path,
-        model: nn.Module,
-        optimizer: Optimizer,
-        schedule: LRScheduler,
-        average: Average | None,
-        *,
-        objective: str,
-    ) -> Position:
+    def restore(self, resumed: Resumed, state: TrainingState, *, objective: str) -> None:
         """Bring everything back to where a state was saved; what the config now says of the optimizer holds from here on.
 
         But for the rates of torch's own schedules, which know no formula: those are the saved ones.
 
         Args:
-            run: a run's folder, or one of its states.
-            model: is given the saved weights.
-            optimizer: is given the saved state, but keeps its settings.
-            schedule: goes on at the saved step.
-            average: is given the saved average; without one it begins at the saved weights.
+            resumed: what was saved.
+            state: is given it, but the optimizer keeps its settings; an average that was not saved begins at the saved weights.
             objective: by which the best is judged from here on.
 
         Raises:
-            UserError: a file that is damaged, no state, of other classes, keypoints or another model, or with other batches.
+            UserError: of other classes, keypoints or another model, or with other batches.
         """
-        path = state_file(run)
-        state = distributed.from_first(lambda: read(path))
-        if "position" not in state:
-            raise UserError(f"{path}: holds weights only; resume needs last.pt or previous.pt.")
-        theirs, ours = state["class_map"]["names"], list(self._origin.class_map.names)
+        path, saved = resumed.path, resumed.content
+        theirs, ours = saved["class_map"]["names"], list(self._origin.class_map.names)
         if theirs != ours:
             raise UserError(f"{path}: trained on the classes {theirs}, but the data set has {ours}.")
-        if "keypoints" in cast(Any, model).iou_types:
+        if "keypoints" in cast(Any, state.model).iou_types:
             kept = ("names", "flip_pairs", "sigmas")  # the skeleton is for pictures only
-            check_keypoints(keypoints_of(state), self._origin.keypoints, path, keys=kept)
+            check_keypoints(keypoints_of(saved), self._origin.keypoints, path, keys=kept)
         for key, now in self._origin.batches.items():
-            if state["batches"][key] != now:
+            if saved["batches"][key] != now:
                 raise UserError(
-                    f"{path}: saved with {key}={state['batches'][key]}, but now it is {now}; the position in an epoch would "
+                    f"{path}: saved with {key}={saved['batches'][key]}, but now it is {now}; the position in an epoch would "
                     "mean other images. Start a new run from its weights instead: model.weights=.../best.pt"
                 )
-        load_strict(model, state["model"], path)
+        load_strict(state.model, saved["model"], path)
+        optimizer, schedule = state.optimizer, state.schedule
         configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         try:
-            optimizer.load_state_dict(state["optimizer"])
+            optimizer.load_state_dict(saved["optimizer"])
         except (ValueError, KeyError) as error:
             raise UserError(f"{path}: its optimizer's state does not fit this one ({error}).") from None
         for group, settings in zip(optimizer.param_groups, configured, strict=True):
             group.update(settings)
-        schedule.load_state_dict({**schedule.state_dict(), **state["schedule"], "base_lrs": schedule.base_lrs})
-        for group, rate in zip(optimizer.param_groups, _rates(schedule, state["optimizer"]), strict=True):
+        schedule.load_state_dict({**schedule.state_dict(), **saved["schedule"], "base_lrs": schedule.base_lrs})
+        for group, rate in zip(optimizer.param_groups, _rates(schedule, saved["optimizer"]), strict=True):
             group["lr"] = rate
-        if average is not None and "average" in state:
-            average.load_state_dict(state["average"])
-        elif average is not None:
-            average.restart(model)
-        position = Position(**state["position"])
-        position.judge_by(objective)
-        return position
+        if state.average is not None and "average" in saved:
+            state.average.load_state_dict(saved["average"])
+        elif state.average is not None:
+            state.average.restart(state.model)
+        vars(state.position).update(saved["position"])
+        state.position.judge_by(objective)
 
 
 def _rates(schedule: LRScheduler, saved: dict[str, Any]) -> list[float]:
@@ -254,12 +325,57 @@ def _rates(schedule: LRScheduler, saved: dict[str, Any]) -> list[float]:
     return [group["lr"] for group in saved["param_groups"]]
 
 
-def state_file(run: Path) -> Path:
-    """The state to go on from: the file itself, or of a run's folder `last.pt`, else `previous.pt`."""
+def state_files(run: Path) -> list[Path]:
+    """The states to go on from, the newest first: the file itself, or of a run's folder `last.pt`, then `previous.pt`."""
     if run.is_file():
-        return run
-    last, previous = (run / "checkpoints" / name for name in ("last.pt", "previous.pt"))
-    return last if last.exists() or not previous.exists() else previous
+        return [run]
+    both = [run / "checkpoints" / name for name in ("last.pt", "previous.pt")]
+    return [path for path in both if path.exists()] or both[:1]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A state that was saved, and its file."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.content["class_map"]["names"]
+
+
+def resumed_from(run: Path) -> Resumed:
+    """The newest whole state of a run, read by the first process for all; a damaged newer one is named and passed over.
+
+    Args:
+        run: a run's folder, or one of its states.
+
+    Raises:
+        UserError: no state, weights only, one of an older detlab, or none that is whole.
+    """
+    return distributed.from_first(lambda: _resumed_from(run))
+
+
+def _resumed_from(run: Path) -> Resumed:
+    paths = state_files(run)
+    for path in paths:
+        try:
+            state = read(path)
+        except storage.DamagedFileError as error:
+            if path == paths[-1]:
+                raise
+            log.warning("%s Going on from %s, which is older.", error, paths[-1])
+            continue
+        if "position" not in state:
+            raise UserError(f"{path}: holds weights only; resume needs last.pt or previous.pt.")
+        if "records" not in state["position"]:
+            raise UserError(
+                f"{path}: a state of an older detlab, which does not say how far its records are. Start a new run from its "
+                "weights instead: model.weights=.../best.pt"
+            )
+        return Resumed(path, state)
+    raise AssertionError("state_files names one at least")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -298,7 +414,13 @@ def load_model(path: Path, allow: Sequence[str] = ()) -> tuple[nn.Module, ClassM
     Raises:
         UserError: the file is no readable checkpoint, or names a class that is not allowed.
     """
-    state = read(path)
+    return model_of(read(path), path, allow)
+
+
+def model_of(
+    state: Mapping[str, Any], path: Path, allow: Sequence[str]
+) -> tuple[nn.Module, ClassMap, Keypoints | None]:
+    """The model of a checkpoint that was read; see `load_model`."""
     config = OmegaConf.create(state["config"])
     class_map = ClassMap(tuple(state["class_map"]["names"]), tuple(state["class_map"]["category_ids"]))
     # The weights are in this file: the one that training began with is not needed, and may be gone.

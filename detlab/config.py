@@ -112,7 +112,12 @@ class RunConfig:
     patience: int | None = MISSING
     stop_at: float | None = MISSING
     objective: str = MISSING
+    checkpoint: Any = MISSING  # every_minutes
+    on_nonfinite: str = field(default=MISSING, metadata={"choices": ("stop", "skip")})
+    max_skipped: int = MISSING
+    deterministic: bool = MISSING
     resume: str | None = MISSING
+    resume_anyway: bool = MISSING
     allow: list[str] = MISSING
 
 
@@ -292,6 +297,9 @@ RULES: dict[str, Rule] = {
     "eval_every": _at_least(1),
     "devices": ("auto, or a whole number from 1", lambda v: v == "auto" or (isinstance(v, int) and v >= 1)),
     "timeout": _above(0),
+    "checkpoint.every_minutes": _above(0),
+    "on_nonfinite": _one_of(CHOICES["on_nonfinite"]),
+    "max_skipped": _at_least(0),
     "clip_grad_norm": _above(0),
     "ema": _fraction(below_one=True),
     "overfit": _at_least(1),

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import distributed_c10d
 
+from detlab.signals import SIGNALS, Interrupted, exit_status, handling
+
 # What torch's launcher says of its progress, and of a failure, which is told once, by us.
 _TORCH_LOGGERS = (
     "torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing.spawn", "torchelastic-events-null",
@@ -157,9 +159,15 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     _average([parameter.grad for parameter in used if parameter.grad is not None])
 
 
-def average_buffers(model: nn.Module) -> None:
-    """Replace the running statistics of a model's norms by their mean over the processes, so that all hold one model."""
-    _average([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+def average_statistics(model: nn.Module) -> None:
+    """Replace the running statistics of a model's norms by their mean over the processes, so that all hold one model.
+
+    After every step, so that the first process's state is that of all at any time. As they are linear in the batches', it is what
+    one mean at an epoch's end would give.
+    """
+    if size() > 1:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+        _average([buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()])
 
 
 def _average(tensors: Sequence[Tensor]) -> None:
@@ -173,8 +181,8 @@ def _average(tensors: Sequence[Tensor]) -> None:
 def launch(work: Callable[[Any], Any], argument: Any, *, processes: int, minutes: float) -> Any:
     """Do the same work in several new processes of this machine, which form a group, by torch's elastic launcher.
 
-    Ctrl-C reaches them once, as a SIGINT, so that they can save their state; a second one ends them at once. Where one fails
-    the others are ended.
+    Ctrl-C, SIGTERM and SIGUSR1 reach them, so that they can save their state; a second Ctrl-C ends them at once. Where one
+    fails the others are ended.
 
     Args:
         work: a function that can be pickled; called with `argument` in each process.
@@ -188,7 +196,7 @@ def launch(work: Callable[[Any], Any], argument: Any, *, processes: int, minutes
     Raises:
         Exception: what the first one that failed raised, in its own type where that can be pickled.
         WorkerFailedError: it could not be pickled, or a process died without a word; with its trace.
-        KeyboardInterrupt: Ctrl-C, before the work could take it, or a second time.
+        Interrupted: a signal, before the work could take it, or a second Ctrl-C.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -217,15 +225,18 @@ def launch(work: Callable[[Any], Any], argument: Any, *, processes: int, minutes
 
         # In a thread of its own torch's launcher leaves the signals alone, which it would answer by killing.
         launcher = threading.Thread(target=start, name="launcher")
-        with _threads_shared(processes), _interrupts_passed_on() as interrupts:
+        with _threads_shared(processes), _signals_passed_on() as came:
             launcher.start()
             while launcher.is_alive():
                 launcher.join(0.1)
         if "error" in ended:
             failure = _failure(Path(scratch), ended["error"])
             # Interrupted before it could save, or a second time: no failure, and the end of a sweep too.
-            if interrupts and isinstance(failure, WorkerFailedError):
-                raise KeyboardInterrupt from failure
+            if came and isinstance(failure, WorkerFailedError):
+                name = signal.Signals(came[0]).name
+                raise Interrupted(
+                    f"{name}: left at once; resume goes on from the last state.", exit_status(came[0])
+                ) from failure
             raise failure
     return ended["results"][0]
 
@@ -279,22 +290,17 @@ def _threads_shared(processes: int) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_passed_on() -> Iterator[list[int]]:
-    """The first SIGINT goes on to the processes; the second kills them. Gives the list of those that came."""
-    interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
+def _signals_passed_on() -> Iterator[list[int]]:
+    """The first signal goes on to the processes, a second Ctrl-C kills them. Gives the list of those that came."""
+    came: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        interrupts.append(number)
+        came.append(number)
+        at_once = number == signal.SIGINT and len(came) > 1
         for process in multiprocessing.active_children():
             if process.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGINT if len(interrupts) == 1 else signal.SIGKILL)
+                    os.kill(process.pid, signal.SIGKILL if at_once else number)
 
-    before = signal.signal(signal.SIGINT, pass_on)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with handling(SIGNALS, pass_on):
+        yield came

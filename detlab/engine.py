@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from detlab import distributed
-from detlab.chance import derived_seed
-from detlab.errors import NonFiniteLossError, UserError
+from detlab.chance import derived_seed, seed_all
+from detlab.errors import NonFiniteLossError, OutOfMemoryError, UserError
 from detlab.structures import FIELD_OF, IouType, Prediction
 
 log = logging.getLogger(__name__)
+
+Batch = tuple[list[Tensor], list[Any]]  # images uint8 [3, H, W], targets
 
 
 class Evaluator(Protocol):
@@ -39,7 +43,8 @@ class Evaluator(Protocol):
 class Stopping(Protocol):
     """Says whether a loop must end before its time."""
 
-    told: bool
+    @property
+    def told(self) -> bool: ...
 
     def at(self, step: int) -> bool: ...
 
@@ -71,11 +76,6 @@ class Device:
 
     name: torch.device
     precision: str
-
-    @property
-    def reads_late(self) -> bool:
-        """Whether reading a value would wait for the device."""
-        return self.name.type != "cpu"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model runs."""
@@ -118,6 +118,17 @@ def select_device(name: str, precision: str) -> Device:
     return Device(torch.device(name), precision)
 
 
+def only_deterministic(wanted: bool) -> None:
+    """Whether torch takes only operations that give the same bits each time; on a CPU ours do so anyway.
+
+    torch raises a RuntimeError, which names it, at an operation that has no such variant on the device.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What one optimizer step has to tell; losses stay on the device until somebody reads them."""
@@ -131,49 +142,84 @@ class StepReport:
     step_time: float  # seconds in all
 
 
-class _FiniteWatch:
-    """Asks whether losses were finite: at once where reading is free, one step late where a GPU would be waited for."""
+@dataclass(frozen=True)
+class NonFiniteStep:
+    """What is known of a step whose losses or gradients are not finite; the weights are those from before it.
 
-    def __init__(self) -> None:
-        self._last: tuple[Tensor, int, dict[str, Tensor], list[int]] | None = None
-
-    def look(self, finite: Tensor, step: int, losses: dict[str, Tensor], image_ids: list[int]) -> None:
-        """Settle the step before, and take up this one."""
-        self.settle()
-        self._last = (finite, step, losses, image_ids)
-
-    def settle(self) -> None:
-        """Raise for the step that was looked at last.
-
-        Raises:
-            NonFiniteLossError: with the losses, the step and the images.
-        """
-        if self._last is None:
-            return
-        finite, step, losses, image_ids = self._last
-        self._last = None
-        if not bool(finite):
-            said = ", ".join(f"{name}={float(value):.4g}" for name, value in losses.items())
-            images = distributed.broadcast([i for part in distributed.gather(image_ids) for i in part])
-            raise NonFiniteLossError(
-                f"non-finite loss in step {step}: {said}; images {images}. Nothing of it was saved. "
-                "Try a lower optimizer.lr, clip_grad_norm=5, or look at these images."
-            )
-
-
-def _mask_update(model: nn.Module, finite: Tensor) -> None:
-    """Zero the gradients where the loss was not finite, without a wait for the device.
-
-    The weights stay finite until the flag is read; momentum and weight decay still move them in that one step.
+    Args:
+        model: with the gradients of the step, averaged over the processes.
+        step: its number, from 1.
+        seed: that this process drew from in it.
+        batches: this process's micro-batches.
+        own_losses: of each of them.
+        losses: their means over all processes, with `loss`, their sum.
+        lr: the rate.
+        device: where the model runs.
+        iou_types: what is learnt.
     """
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad = torch.where(finite, parameter.grad, torch.zeros_like(parameter.grad))
+
+    model: nn.Module
+    step: int
+    seed: int
+    batches: list[Batch]
+    own_losses: list[dict[str, Tensor]]
+    losses: dict[str, Tensor]
+    lr: float
+    device: Device
+    iou_types: Sequence[IouType]
+
+
+class BlackBox(Protocol):
+    """Is told of steps that are not finite."""
+
+    def record(self, failed: NonFiniteStep) -> None: ...
+
+
+class Saving(Protocol):
+    """Is told of every step that is done, and saves when it is time to."""
+
+    def at(self, step: int) -> None: ...
+
+
+def _statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The buffers that a pass of training changes, each with a copy."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+
+
+@contextmanager
+def _memory_said(step: int, batches: Sequence[Batch]) -> Iterator[None]:
+    """Words for what torch says when memory is at its end.
+
+    Raises:
+        OutOfMemoryError: in place of torch's.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        wanted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not wanted:
+            raise
+        images, targets = batches[-1]
+        sizes = ", ".join(dict.fromkeys(f"{image.shape[-2]} x {image.shape[-1]}" for image in images))
+        objects = sum(len(target["boxes"]) for target in targets)
+        raise OutOfMemoryError(
+            f"out of memory in step {step}: {len(images)} images of {sizes} pixels with {objects} objects. Try accumulate=2 (the "
+            "same step in two halves), a smaller image_size.min and image_size.max, or precision=bf16."
+        ) from error
+
+
+def losses_of(
+    model: nn.Module, images: Sequence[Tensor], targets: Sequence[Any], device: Device, iou_types: Sequence[IouType]
+) -> dict[str, Tensor]:
+    """A model's losses for uint8 images `[3, H, W]` and their targets."""
+    with device.autocast():
+        return model(device.images(images), device.targets(targets, iou_types))
 
 
 def train_one_epoch(
     model: nn.Module,
-    batches: Iterable[tuple[list[Tensor], list[Any]]],
+    batches: Iterable[Batch],
     optimizer: Optimizer,
     schedule: LRScheduler,
     writer: StepWriter,
@@ -188,6 +234,8 @@ def train_one_epoch(
     seed: int,
     iou_types: Sequence[IouType],
     average: WeightAverage | None = None,
+    black_box: BlackBox | None = None,
+    saving: Saving | None = None,
 ) -> int:
     """Train over one epoch, or what is left of it; several processes do each step together.
 
@@ -207,61 +255,82 @@ def train_one_epoch(
         seed: of the run; each step draws from (seed, step, process).
         iou_types: what is learnt: masks and keypoints go to the device only where they are.
         average: follows the weights, after each step.
+        black_box: is told of a step that is not finite; where it does not raise, the step is left out.
+        saving: may save after each step but the last, which its caller does.
 
     Returns:
         The number of optimizer steps done, those before included.
 
     Raises:
-        NonFiniteLossError: on a CPU before the step's update; on a GPU a step later, its gradients having been zeroed.
+        NonFiniteLossError: before the step's update, in all processes; from `black_box` where there is one.
+        OutOfMemoryError: with the batch.
     """
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    watch = _FiniteWatch()
-    source: Iterator[tuple[list[Tensor], list[Any]]] = iter(batches)
-    for _ in range(steps):
-        started, data_time, image_ids = time.perf_counter(), 0.0, []
-        torch.manual_seed(derived_seed(seed, step, distributed.rank()))
+    source: Iterator[Batch] = iter(batches)
+    for done in range(1, steps + 1):
+        started, data_time = time.perf_counter(), 0.0
+        step_seed = derived_seed(seed, step, distributed.rank())
+        seed_all(step_seed)
         optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
+        statistics = _statistics(model) if black_box is not None else []
+        taken: list[Batch] = []
+        parts: list[dict[str, Tensor]] = []
         for _ in range(accumulate):
             asked = time.perf_counter()
-            images, targets = next(source)
+            taken.append(next(source))
             data_time += time.perf_counter() - asked
-            with device.autocast():
-                parts: dict[str, Tensor] = model(device.images(images), device.targets(targets, iou_types))
-            loss = torch.stack(list(parts.values())).sum() / accumulate
-            loss.backward()
-            for name, value in parts.items():
-                sums[name] = value.detach() / accumulate + (sums[name] if name in sums else 0)
-            image_ids += [target["image_id"] for target in targets]
+            images, targets = taken[-1]
+            with _memory_said(step + 1, taken):
+                parts.append(losses_of(model, images, targets, device, iou_types))
+                (torch.stack(list(parts[-1].values())).sum() / accumulate).backward()
+        sums = {name: torch.stack([part[name].detach() for part in parts]).sum(0) / accumulate for name in parts[0]}
         # One message: whatever is not finite anywhere is so everywhere, and no process goes on alone.
         shared = distributed.mean(torch.stack([torch.stack(list(sums.values())).sum(), *sums.values()]))
         losses = dict(zip(("loss", *sums), shared.unbind(), strict=True))
-        finite = torch.isfinite(losses["loss"])
-        watch.look(finite, step + 1, losses, image_ids)
-        if device.reads_late:
-            _mask_update(model, finite)
-        else:
-            watch.settle()
         distributed.average_gradients(trained)
-        if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(trained, clip_grad_norm)
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         lr = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        schedule.step()
+        if torch.isfinite(norm) and torch.isfinite(losses["loss"]):
+            if clip_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(trained, clip_grad_norm, norm)
+            optimizer.step()
+            schedule.step()
+            distributed.average_statistics(model)
+            if average is not None:
+                average.update(model)
+        else:
+            for buffer, before in statistics:
+                buffer.copy_(before)
+            failed = NonFiniteStep(model, step + 1, step_seed, taken, parts, losses, lr, device, iou_types)
+            if black_box is None:
+                raise NonFiniteLossError(said_of(failed))
+            black_box.record(failed)
+            with warnings.catch_warnings():
+                # Where the very first step is left out.
+                warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
+                schedule.step()
         step += 1
-        if average is not None:
-            average.update(model)
-        images_done = len(image_ids) * distributed.size()
+        images_done = sum(len(images) for images, _ in taken) * distributed.size()
         step_time = time.perf_counter() - started
         writer.training_step(StepReport(step, epoch, losses, lr, images_done, data_time, step_time))
         if stopping.at(step):
             break
-    watch.settle()
-    distributed.average_buffers(model)
-    if average is not None:
-        distributed.average_buffers(average.model)
+        if saving is not None and done < steps:
+            saving.at(step)
     return step
+
+
+def said_of(failed: NonFiniteStep) -> str:
+    """A step that is not finite in words: its losses and images; all processes call it."""
+    said = ", ".join(f"{name}={float(value):.4g}" for name, value in failed.losses.items())
+    finite = all(bool(torch.isfinite(value)) for value in failed.losses.values())
+    own = [target["image_id"] for _, targets in failed.batches for target in targets]
+    images = distributed.broadcast([i for part in distributed.gather(own) for i in part])
+    return (
+        f"non-finite {'gradient' if finite else 'loss'} in step {failed.step}: {said}; images {images}. Nothing of it was saved. "
+        "Try a lower optimizer.lr, clip_grad_norm=5, or look at these images."
+    )
 
 
 @torch.inference_mode()
@@ -274,7 +343,7 @@ def predict(model: nn.Module, images: Sequence[Tensor], device: Device) -> list[
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[list[Tensor], list[Any]]],
+    batches: Iterable[Batch],
     evaluator: Evaluator,
     stopping: Stopping,
     *,
@@ -310,7 +379,7 @@ def evaluate(
 @torch.no_grad()
 def validation_loss(
     model: nn.Module,
-    batches: Iterable[tuple[list[Tensor], list[Any]]],
+    batches: Iterable[Batch],
     stopping: Stopping,
     *,
     device: Device,
@@ -340,8 +409,7 @@ def validation_loss(
     rows: list[dict[str, float]] = []
     for images, targets in batches:
         torch.manual_seed(derived_seed(seed, *(target["image_id"] for target in targets)))
-        with device.autocast():
-            losses: dict[str, Tensor] = model(device.images(images), device.targets(targets, iou_types))
+        losses = losses_of(model, images, targets, device, iou_types)
         rows += [{name: float(value) for name, value in losses.items()}] * len(images)
         if stopping.told:
             break

@@ -8,5 +8,13 @@ class UserError(Exception):
     """
 
 
-class NonFiniteLossError(Exception):
-    """A loss became infinite or not a number: the step, the losses and the images."""
+class BrokenDownError(Exception):
+    """Training cannot go on: not the user's mistake, and no bug either; its message is told without a trace."""
+
+
+class NonFiniteLossError(BrokenDownError):
+    """A loss or a gradient became infinite or not a number: the step, the losses and the images."""
+
+
+class OutOfMemoryError(BrokenDownError):
+    """A step wanted more memory than there is: the batch, its images and objects, and what to change."""

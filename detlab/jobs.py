@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from detlab.errors import NonFiniteLossError, UserError
+from detlab.errors import BrokenDownError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def explain(error: Exception) -> int:
         errno.EROFS,
         errno.EACCES,
     )
-    if isinstance(error, NonFiniteLossError) or full_or_read_only:
+    if isinstance(error, BrokenDownError) or full_or_read_only:
         print(f"detlab: {error}", file=sys.stderr)
         return 1
     traceback.print_exception(error)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import sys
+from typing import Any, cast
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from detlab import distributed
-from detlab.checkpoint import read, state_file
+from detlab.checkpoint import Origin, Resumed
 from detlab.config import build
 from detlab.data.dataset import readings_kept
 from detlab.data.loader import Loader, evaluation_loader, training_loader
@@ -22,6 +22,7 @@ from detlab.errors import UserError
 from detlab.models.weights import check_frozen, match_classes
 from detlab.parameters import trained_parameters
 from detlab.profiling import WARMUP_STEPS
+from detlab.resumption import check_config, check_data
 from detlab.structures import ClassMap, DetectionDataset, IouType, Keypoints
 
 
@@ -40,19 +41,52 @@ def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
     return data
 
 
-def labelled_as(run: Path, data: dict[str, DetectionDataset]) -> dict[str, DetectionDataset]:
-    """The parts with the labels that a run's model has learnt, classes matched by name.
-
-    Args:
-        run: a run's folder, or one of its states.
-        data: by part.
+def labelled_as(resumed: Resumed, data: dict[str, DetectionDataset]) -> dict[str, DetectionDataset]:
+    """The parts with the labels that a resumed run's model has learnt, classes matched by name.
 
     Raises:
         UserError: other classes than the run's.
     """
-    path = state_file(run)
-    names = distributed.from_first(lambda: read(path)["class_map"]["names"])
-    return {part: with_classes(images, names, str(path), all_needed=True) for part, images in data.items()}
+    source = str(resumed.path)
+    return {part: with_classes(images, resumed.class_names, source, all_needed=True) for part, images in data.items()}
+
+
+def total_steps(cfg: DictConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    return min(cfg.epochs * steps_per_epoch, cfg.max_steps or sys.maxsize)
+
+
+def same_rates(then: DictConfig, now: DictConfig, steps_per_epoch: int) -> bool:
+    """Whether two runs that differ in their length alone have the same rate in each step that both make."""
+    return _rates(then, then, now, steps_per_epoch) == _rates(now, then, now, steps_per_epoch)
+
+
+def _rates(cfg: DictConfig, one: DictConfig, other: DictConfig, steps_per_epoch: int) -> list[float]:
+    """The factors of up to a thousand steps that both runs make; of a schedule that knows no formula, its length."""
+    lengths = {"total_steps": total_steps(cfg, steps_per_epoch), "steps_per_epoch": steps_per_epoch}
+    rehearsed = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    made: LRScheduler = build(cfg.schedule, group="schedule", allow=cfg.allow, optimizer=rehearsed, **lengths)
+    if not isinstance(made, LambdaLR):
+        return [lengths["total_steps"] if "total_steps" in vars(made) else 0]
+    both = min(total_steps(config, steps_per_epoch) for config in (one, other))
+    return [made.lr_lambdas[0](step) for step in range(0, both, max(1, both // 1000))]
+
+
+def check_resumed(resumed: Resumed, origin: Origin, data: dict[str, DetectionDataset], steps_per_epoch: int) -> None:
+    """Refuse to go on from a state with other data, or with settings that change the result; see `detlab.resumption`.
+
+    Raises:
+        UserError: says what differs.
+    """
+    names = {part: list(images.image_names) for part, images in data.items()}
+    check_data(resumed.path, resumed.content["data"], origin.data, names)
+    then = cast(DictConfig, OmegaConf.create(resumed.content["config"]))
+    # Where the schedule itself changed, that is a change of its own; only the present one, which is allowed, is built.
+    rehearsed = cast(
+        DictConfig, OmegaConf.create({**then, "schedule": origin.config.schedule, "allow": origin.config.allow})
+    )
+    rates = same_rates(rehearsed, origin.config, steps_per_epoch)
+    check_config(resumed.path, resumed.content["config"], origin.config, same_rates=rates)
 
 
 def check_profile(cfg: DictConfig, steps: int) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import re
+import sys
 import tempfile
 import types
 import typing
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir, version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
@@ -43,7 +45,10 @@ from detlab.config import (
     value_faults,
 )
 from detlab.errors import UserError
+from detlab.locks import is_taken
+from detlab.resumption import changes, plain
 
+AUTO = "auto"
 # More combinations of swept group choices, and more values of one sweep, than these are not looked at one by one.
 MAX_COMBINATIONS = 64
 MAX_SWEPT_VALUES = 1000
@@ -92,7 +97,7 @@ def preflight(argv: Sequence[str], *, claim: bool = True) -> list[str]:
     rest = list(arguments)
     for text in given:
         rest.remove(text)
-    texts = _resumed([_readable(text) for text in given], multirun=flags.multirun)
+    texts = _resumed([_readable(text) for text in given], flags)
     faults += _faults(flags, texts, claim=claim and not faults and flags.cfg is None)
     if faults:
         raise UserError("\n".join(faults))
@@ -198,28 +203,95 @@ def _parse(texts: Sequence[str], parser: OverridesParser, faults: list[str]) -> 
     return overrides
 
 
-def _resumed(texts: list[str], *, multirun: bool) -> list[str]:
+def _resumed(texts: list[str], flags: argparse.Namespace) -> list[str]:
     """With `resume=RUN` among the overrides: RUN's recorded ones, then these, to run in RUN's folder."""
     overrides = _parse(texts, OverridesParser.create(), [])
     given = [o for o in overrides if o.key_or_group == "resume" and o.value() is not None]
     if not given:
         return texts
     place = given[-1].value()
-    if multirun or not isinstance(place, str):
+    if flags.multirun or not isinstance(place, str):
         raise UserError(f"resume: {given[-1].input_line!r} names one run; it does not go with -m or several values.")
-    if any(o.key_or_group == "hydra.run.dir" for o in overrides):
+    own = [o for o in overrides if o.key_or_group == "hydra.run.dir"]
+    if place == AUTO:
+        found = _run_to_go_on_with(texts, own, flags)
+        said = f"goes on with {found}" if found is not None else "finds no run to go on with, and starts one"
+        print(f"detlab: resume=auto {said}.", file=sys.stderr)
+        if found is None:
+            return texts
+        place = str(found)
+        given += own
+    elif own:
         raise UserError("hydra.run.dir: a resumed run goes on in its own folder; leave hydra.run.dir out.")
     run = _run_of(Path(place))
     try:
         # Not .hydra/overrides.yaml: Hydra writes that before a refusal too.
         recorded = [str(line) for line in json.loads((run / "run.json").read_text())["overrides"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"resume: {run}/run.json is damaged ({error}).") from None
     kept = [str(o.input_line) for o in _kept(recorded, overrides, f"resume: {run}/run.json")]
     new = [text for text in texts if text not in {o.input_line for o in given}]
     # A job of `sweep=lr` goes on by itself; its recipe would start a sweep again.
     alone = ["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in kept) else []
     return [*kept, *new, *alone, f"hydra.run.dir={_quoted(str(run))}", f"resume={_quoted(place)}"]
+
+
+def _run_to_go_on_with(texts: Sequence[str], own: Sequence[Override], flags: argparse.Namespace) -> Path | None:
+    """What `resume=auto` means: the folder that `hydra.run.dir` names, where it holds a state; else the newest unfinished run of
+    the same configuration below `outputs` that nobody is at work on.
+
+    Raises:
+        UserError: the folder holds a finished run without its state, which a new one would write over.
+    """
+    if own:
+        folder = Path(str(own[-1].value()))
+        if _holds_state(folder):
+            return folder
+        if (folder / "checkpoints" / "best.pt").exists() and _state_of(folder) == "done":
+            raise UserError(
+                f"hydra.run.dir: {str(folder)!r} holds a finished run without last.pt; choose another folder."
+            )
+    unfinished = [
+        path.parent
+        for path in Path("outputs").glob("*/*/run.json")
+        if _holds_state(path.parent) and _state_of(path.parent) != "done" and not is_taken(path.parent)
+    ]
+    if not unfinished:
+        return None
+    offer = _Offer(flags)
+    faults: list[str] = []
+    overrides = _parse(texts, offer.parser, faults)
+    offer.extend(overrides)
+    try:
+        cfg = offer.compose([str(o.input_line) for o in overrides])
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in values
+        now = plain(cfg)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError):
+        return None  # its faults are told with all others
+    unfinished.sort(key=lambda folder: (folder / "run.json").stat().st_mtime, reverse=True)
+    return next((folder for folder in unfinished if _is_run_of(folder, now)), None)
+
+
+def _holds_state(folder: Path) -> bool:
+    states = (folder / "checkpoints" / name for name in ("last.pt", "previous.pt"))
+    return (folder / "run.json").is_file() and any(state.is_file() for state in states)
+
+
+def _state_of(folder: Path) -> str | None:
+    """How a run ended, as its record says; None where that cannot be read."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _is_run_of(folder: Path, now: dict[str, Any]) -> bool:
+    """Whether a run had this configuration, but for keys that change no result."""
+    try:
+        then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError, RecursionError):
+        return False
+    return isinstance(then, dict) and not changes(then, now)
 
 
 def _kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:

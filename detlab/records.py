@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from torch import nn
 
 from detlab import distributed, storage
 from detlab.checkpoint import Origin, Position
+from detlab.data.fingerprint import fingerprint
 from detlab.engine import Device
 from detlab.structures import DetectionDataset
 from detlab.writer import Writer
@@ -44,11 +45,13 @@ def _choices() -> dict[str, str]:
     return {key: value for key, value in choices.items() if not key.startswith("hydra/") and value is not None}
 
 
-def origin(cfg: DictConfig, train_set: DetectionDataset) -> Origin:
+def origin(cfg: DictConfig, parts: Mapping[str, DetectionDataset]) -> Origin:
     """Where this run's checkpoints come from."""
-    batches = {"batch_size": cfg.batch_size, "accumulate": cfg.accumulate, "images": len(train_set), "seed": cfg.seed}
+    train = parts["train"]
+    batches = {"batch_size": cfg.batch_size, "accumulate": cfg.accumulate, "images": len(train), "seed": cfg.seed}
     overrides = list(HydraConfig.get().overrides.task)
-    return Origin(cfg, overrides, _choices(), train_set.class_map, train_set.keypoints, batches)
+    data = {part: {"images": len(images), "fingerprint": fingerprint(images)} for part, images in parts.items()}
+    return Origin(cfg, overrides, _choices(), train.class_map, train.keypoints, batches, data)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 from detlab.config import CONF, check, processes_announced, register
 from detlab.errors import UserError
 from detlab.jobs import Jobs
+from detlab.locks import alone_in
 from detlab.preflight import preflight
+from detlab.signals import Interrupted, exit_status, leaving_at_once
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ def run(cfg: DictConfig) -> float:
     Raises:
         UserError: a mistake in the config or in the data.
         NonFiniteLossError: training broke down.
-        Interrupted: Ctrl-C, after the state was saved.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1, after the state was saved.
     """
     # All that brings torch is imported here: --help and --cfg job answer at once.
     from detlab.models.weights import settle
@@ -38,20 +40,21 @@ def run(cfg: DictConfig) -> float:
         raise UserError(f"{folder}: holds a run already; resume it, or choose another folder.")
     settle(cfg.model)
     processes = processes_for(cfg.devices, cfg.device)
-    return in_processes(train, cfg, processes=processes) if processes > 1 else train(cfg)
+    with alone_in(folder):
+        return in_processes(train, cfg, processes=processes) if processes > 1 else train(cfg)
 
 
 def train(cfg: DictConfig) -> float:
     """The run itself: in this process, or in each of several that do it together."""
-    import torch
-
     from detlab import distributed, parts, records
     from detlab.averaging import Average
-    from detlab.checkpoint import Checkpoints, Position
+    from detlab.blackbox import BlackBox
+    from detlab.chance import seed_all
+    from detlab.checkpoint import Checkpoints, Position, TrainingState, resumed_from
     from detlab.console import Console
-    from detlab.engine import select_device, train_one_epoch
+    from detlab.engine import only_deterministic, select_device, train_one_epoch
     from detlab.profiling import profiled
-    from detlab.stopping import Interrupted, RunStopping
+    from detlab.stopping import RunStopping
     from detlab.structures import learnable_iou_types
     from detlab.validation import Validation, score_held_out
     from detlab.writer import writing
@@ -59,33 +62,47 @@ def train(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     distributed.wait_at_most(cfg.timeout)
     device = select_device(cfg.device, cfg.precision)
-    torch.manual_seed(cfg.seed)
+    only_deterministic(cfg.deterministic)
+    seed_all(cfg.seed)
 
+    resumed = resumed_from(Path(cfg.resume)) if cfg.resume not in (None, "auto") else None
     data = parts.data_sets(cfg)
-    if cfg.resume is not None:
-        data = parts.labelled_as(Path(cfg.resume), data)
+    if resumed is not None:
+        data = parts.labelled_as(resumed, data)
     batches = parts.training_batches(cfg, data["train"], device)
     model = parts.detector(cfg, data["train"].class_map, data["train"].keypoints)
     iou_types = learnable_iou_types(model, data["train"].iou_types, cfg.objective)
     device.place(model)
     average = Average(model, cfg.ema) if cfg.ema is not None else None
     optimizer = parts.optimizer(cfg, model)
-    total_steps = min(cfg.epochs * batches.steps, cfg.max_steps or sys.maxsize)
+    total_steps = parts.total_steps(cfg, batches.steps)
     schedule = parts.schedule(cfg, optimizer, total_steps=total_steps, steps_per_epoch=batches.steps)
     parts.check_profile(cfg, min(batches.steps, total_steps))
     validation = Validation.of(cfg, data["val"], device, iou_types)
 
     watched = cfg.profile is not None and distributed.first()
-    checkpoints = Checkpoints(folder, records.origin(cfg, data["train"]))
+    origin = records.origin(cfg, data)
+    checkpoints = Checkpoints(folder, origin, every_minutes=cfg.checkpoint.every_minutes)
     position = Position()
-    if cfg.resume is not None:
-        position = checkpoints.restore(Path(cfg.resume), model, optimizer, schedule, average, objective=cfg.objective)
+    state = TrainingState(model, optimizer, schedule, average, position)
+    if resumed is not None:
+        parts.check_resumed(resumed, origin, data, batches.steps)
+        checkpoints.restore(resumed, state, objective=cfg.objective)
+        del resumed  # as large as the model and more
     with (
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
         Console(total_steps, bar=distributed.first()).open() as console,
-        writing(folder, console, log_every=cfg.log_every, step=position.step, device=device.name) as writer,
+        writing(
+            folder,
+            console,
+            log_every=cfg.log_every,
+            step=position.step,
+            records=position.records,
+            device=device.name,
+        ) as writer,
         records.recording(cfg, writer, data, model, device, position),
     ):
+        checkpoints.follow(state, writer)
         log.info("\n  ".join(["classes:", *data["train"].class_map.table()]))
         log.info("%d steps of %d images, %d an epoch; in %s", total_steps, cfg.batch_size, batches.steps, folder)
         while not (
@@ -112,20 +129,28 @@ def train(cfg: DictConfig) -> float:
                 seed=cfg.seed,
                 iou_types=iou_types,
                 average=average,
+                black_box=BlackBox(cfg, folder, origin, position, data["train"]),
+                saving=checkpoints,
             )
             epoch = position.step // batches.steps
             last = position.step >= total_steps or stopping.reason is not None
             if not stopping.interrupted and (last or epoch % cfg.eval_every == 0):
+                checkpoints.at(position.step)
                 validation.run(model, average, position, stopping, writer, checkpoints)
             if not stopping.interrupted:
                 position.epoch = epoch
-            if last or stopping.interrupted or position.evaluated == position.step or checkpoints.age > 60:
-                checkpoints.save_last(model, optimizer, schedule, position, average)
-        stopping.agree()  # Ctrl-C while the last evaluation was scored
+            if last or stopping.interrupted:
+                checkpoints.save()
+            else:
+                checkpoints.save_in_background()
+        stopping.agree()  # a signal while the last evaluation was scored
         if "test" in data and not stopping.interrupted:
             score_held_out(cfg, model, data["test"], position, stopping, writer, checkpoints, device)
-        if stopping.interrupted:
-            raise Interrupted(f"interrupted; the state is saved. Go on with: resume={folder}")
+        if stopping.ended_by is not None:
+            raise Interrupted(
+                f"{stopping.ended_by.name}: the state is saved. Go on with: resume={folder}",
+                exit_status(stopping.ended_by),
+            )
         writer.hyper_parameters(records.hyper_parameters(cfg), position.last_metrics)
     if position.best is None:
         return float("nan")
@@ -138,7 +163,7 @@ def main() -> int:
     """`python -m detlab.run` and `detlab train`.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C.
+        The exit status: 0 done, 1 failed, 2 the user's mistake, 75 a scheduler's signal, 130 Ctrl-C.
     """
     sys.path.insert(0, os.getcwd())
     # Hydra shortens stack traces and exits by itself, unless told otherwise; both are decided in detlab.jobs.
@@ -156,7 +181,11 @@ def _main(prepare: Callable[[list[str]], list[str]]) -> int:
     try:
         register()
         sys.argv[1:] = prepare(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(jobs.job)()
+        with leaving_at_once():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(jobs.job)()
+    except Interrupted as interrupted:
+        print(f"detlab: {interrupted}", file=sys.stderr)
+        return interrupted.status
     except KeyboardInterrupt as interrupt:
         print(f"detlab: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130

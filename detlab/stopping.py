@@ -1,27 +1,24 @@
-"""When a run ends before its last epoch: a limit is reached, or the user presses Ctrl-C."""
+"""When a run ends before its last epoch: a limit is reached, the user presses Ctrl-C, or a scheduler wants the machine."""
 
 from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
+from signal import Signals
 from types import FrameType
 
 from detlab import distributed
+from detlab.signals import SIGNALS, handling
 
 log = logging.getLogger(__name__)
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the state was saved. Not an `Exception`, so that it ends a sweep too."""
 
 
 class RunStopping:
     """Asked after every step whether to go on; all processes of a run are given the same answer.
 
-    As a context manager it takes Ctrl-C: the first one lets the step end, so that a whole state can be saved; the second one
-    leaves at once. `told` says that it reached this process, `interrupted` that all of them know.
+    As a context manager it takes Ctrl-C, SIGTERM and SIGUSR1: the first one lets the step end, so that a whole state can be
+    saved; a second Ctrl-C leaves at once. `told` says that one reached this process, `interrupted` that all of them know.
 
     Args:
         max_steps: optimizer steps in all; None for no limit.
@@ -31,41 +28,49 @@ class RunStopping:
     def __init__(self, *, max_steps: int | None, max_minutes: float | None) -> None:
         self.max_steps = max_steps
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.told = False
-        self.interrupted = False
+        self._signal = 0
+        self.ended_by: Signals | None = None
         self.reason: str | None = None
+
+    @property
+    def told(self) -> bool:
+        return self._signal > 0
+
+    @property
+    def interrupted(self) -> bool:
+        return self.ended_by is not None
 
     def at(self, step: int) -> bool:
         """Whether to stop after optimizer step `step`; `reason` then says why."""
         late = self._deadline is not None and time.monotonic() >= self._deadline
         full = self.max_steps is not None and step >= self.max_steps
-        agreed = distributed.largest(4 * self.told + 2 * full + late)
-        if agreed:
-            self.reason = "interrupted" if agreed >= 4 else "max_steps" if agreed >= 2 else "max_minutes"
-        self.interrupted = agreed >= 4
+        self._take(distributed.largest(4 * self._signal + 2 * full + late))
         return self.reason is not None
 
     def agree(self) -> bool:
-        """Whether any process has been told to stop by Ctrl-C."""
-        self.interrupted = bool(distributed.largest(self.told))
-        self.reason = "interrupted" if self.interrupted else self.reason
+        """Whether any process has been told to stop by a signal."""
+        self._take(distributed.largest(4 * self._signal))
         return self.interrupted
 
-    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.told:
+    def _take(self, agreed: int) -> None:
+        if agreed >= 4:
+            self.ended_by = Signals(agreed // 4)
+            self.reason = self.ended_by.name
+        elif agreed:
+            self.reason = "max_steps" if agreed >= 2 else "max_minutes"
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal:
             raise KeyboardInterrupt
-        self.told = True
-        log.info("Ctrl-C: the state is saved after this step; press it again to leave at once")
+        if not self._signal:
+            again = "; press it again to leave at once" if number == signal.SIGINT else ""
+            log.info("%s: the state is saved after this step%s", Signals(number).name, again)
+        self._signal = self._signal or number
 
     def __enter__(self) -> RunStopping:
-        # Python lets only the main thread handle signals; a job in another thread is stopped by whoever started it.
-        self._before = (
-            signal.signal(signal.SIGINT, self._interrupt)
-            if threading.current_thread() is threading.main_thread()
-            else None
-        )
+        self._handling = handling(SIGNALS, self._on_signal)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        self._handling.__exit__(None, None, None)

@@ -18,7 +18,7 @@ from detlab import distributed
 from detlab import preflight as of_one_process
 from detlab.config import processes_announced, register, run_folder, use_run_folder
 from detlab.errors import NonFiniteLossError, UserError
-from detlab.stopping import Interrupted
+from detlab.signals import Interrupted
 
 # How long one process waits for the others until the configuration, which says it, is known.
 DEFAULT_MINUTES = 30.0

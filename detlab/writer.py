@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,17 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from detlab import distributed, storage
 from detlab.console import Console, duration, peak_memory
 from detlab.engine import StepReport
+
+_METRICS = "metrics.jsonl"
+_EVENTS = "events.out.tfevents."
+
+
+def _cut(path: Path, size: int) -> None:
+    """Cut a file to its first bytes; one of which none are wanted is deleted."""
+    if not size:
+        path.unlink()
+    elif path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def plain(value: Any) -> Any:
@@ -53,14 +65,19 @@ class Writer:
 
     def record(self, content: Mapping[str, Any]) -> None: ...
 
+    def sizes(self) -> dict[str, int]:
+        return {}
+
 
 @contextmanager
-def writing(folder: Path, console: Console, *, log_every: int, step: int, device: torch.device) -> Iterator[Writer]:
+def writing(
+    folder: Path, console: Console, *, log_every: int, step: int, records: Mapping[str, int], device: torch.device
+) -> Iterator[Writer]:
     """The writer of this process, closed in the end; see `RunWriter`."""
     if not distributed.first():
         yield Writer(folder)
         return
-    with RunWriter(folder, console, log_every=log_every, step=step, device=device) as writer:
+    with RunWriter(folder, console, log_every=log_every, step=step, records=records, device=device) as writer:
         yield writer
 
 
@@ -71,27 +88,42 @@ class RunWriter(Writer):
         folder: the run's.
         console: where lines go.
         log_every: steps between lines.
-        step: where the run stands: what was written of later steps, by an attempt that broke off, is dropped.
+        step: where the run stands.
+        records: bytes of each file that tell of the run up to there; what an attempt that broke off wrote behind is dropped.
         device: whose memory is told.
     """
 
-    def __init__(self, folder: Path, console: Console, *, log_every: int, step: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        console: Console,
+        *,
+        log_every: int,
+        step: int,
+        records: Mapping[str, int],
+        device: torch.device,
+    ) -> None:
         super().__init__(folder)
         self._console = console
         self._log_every = log_every
         self._device = device
-        self._drop_lines_after(step)
+        for path in self._files():
+            _cut(path, records[path.name] if path.name in records else 0)
+        # The step is for a TensorBoard that is open and has seen what was cut off.
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._lines = (folder / _METRICS).open("a", encoding="utf-8")
         self._started, self._first_step = time.monotonic(), step
 
-    def _drop_lines_after(self, step: int) -> None:
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A killed process may leave half a line.
-            whole = [line for line in lines if line.endswith("}\n")]
-            storage.write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+    def _files(self) -> list[Path]:
+        """The files that grow with the run."""
+        return [path for path in self.folder.iterdir() if path.name == _METRICS or path.name.startswith(_EVENTS)]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file that grows with the run, all that was written being on the disk."""
+        self._board.flush()
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        return {path.name: path.stat().st_size for path in self._files()}
 
     def __enter__(self) -> RunWriter:
         return self

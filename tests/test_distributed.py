@@ -44,7 +44,7 @@ def exchange(argument: int) -> dict[str, object]:
     norm = nn.BatchNorm1d(2)
     assert norm.running_mean is not None
     norm.running_mean += me
-    distributed.average_buffers(norm)
+    distributed.average_statistics(norm)
     failure = ""
     try:
         distributed.from_first(lambda: 1 // 0)

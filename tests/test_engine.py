@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import signal
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from detlab.engine import Device, StepReport, evaluate, train_one_epoch
-from detlab.errors import NonFiniteLossError
+from detlab.engine import Device, NonFiniteStep, StepReport, evaluate, train_one_epoch
+from detlab.errors import NonFiniteLossError, OutOfMemoryError
 from detlab.stopping import RunStopping
 
 CPU = Device(torch.device("cpu"), "fp32")
@@ -104,15 +105,64 @@ def test_a_step_with_a_non_finite_loss_is_not_made_and_is_told_with_its_images()
     assert torch.equal(model.weight, before.weight)
 
 
-def test_on_a_device_that_is_read_late_the_weights_stay_finite_until_it_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Device, "reads_late", True)
-    model, told = Detector(bad_step=2), Told()
-    with pytest.raises(NonFiniteLossError, match="step 2: "):
-        train(model, told)
-    assert len(told.reports) == 2
-    assert math.isfinite(float(model.weight.detach()))
+class SteepDetector(Detector):
+    """A finite loss whose gradient is infinite."""
+
+    def forward(self, images: list[torch.Tensor], targets: Any = None) -> Any:
+        losses = super().forward(images, targets)
+        return {**losses, "loss_c": (self.weight.sum() - self.weight.detach().sum()).sqrt()}
+
+
+def test_a_step_with_a_non_finite_gradient_is_not_made_either() -> None:
+    model = SteepDetector()
+    with pytest.raises(NonFiniteLossError, match=r"non-finite gradient in step 1: .*loss_c=0"):
+        train(model, Told())
+    assert float(model.weight.detach()) == 1.0
+
+
+class Notes:
+    """A black box that lets the run go on, and a saver: both note the steps."""
+
+    def __init__(self) -> None:
+        self.failed: list[int] = []
+        self.saved: list[int] = []
+
+    def record(self, failed: NonFiniteStep) -> None:
+        self.failed.append(failed.step)
+
+    def at(self, step: int) -> None:
+        self.saved.append(step)
+
+
+@pytest.mark.parametrize("bad_step", [1, 3])
+def test_a_step_that_is_left_out_moves_no_weights_and_no_statistics(bad_step: int) -> None:
+    model, told, notes = Detector(bad_step=bad_step), Told(), Notes()
+    model.norm = nn.BatchNorm1d(1)
+    model.register_forward_pre_hook(lambda module, _: module.norm(torch.tensor([[1.0], [math.nan]])) if module.calls + 1 == bad_step else None)  # fmt: skip  # noqa: E501
+    assert train(model, told, black_box=notes) == 4
+    assert float(model.weight.detach()) == pytest.approx(1 - 3 * 0.1 * 3)
+    assert torch.equal(model.norm.running_mean, torch.zeros(1))
+    assert int(model.norm.num_batches_tracked) == 0
+    assert notes.failed == [bad_step]
+    assert [report.step for report in told.reports] == [1, 2, 3, 4]
+
+
+def test_a_state_may_be_saved_after_every_step_but_the_last() -> None:
+    notes = Notes()
+    train(Detector(), Told(), saving=notes)
+    assert notes.saved == [1, 2, 3]
+
+
+class Greedy(Detector):
+    """Wants more memory than any machine has."""
+
+    def forward(self, images: list[torch.Tensor], targets: Any = None) -> Any:
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_too_little_memory_is_told_with_the_batch_and_what_to_do() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"step 1: 1 images of 4 x 4 pixels with 0 objects. Try accumulate=2"):
+        train(Greedy(), Told())
 
 
 def test_a_non_finite_loss_in_the_last_step_is_told_too() -> None:
@@ -148,5 +198,7 @@ def test_an_evaluation_sees_each_image_and_leaves_the_model_in_evaluation_mode()
     for _ in range(2):
         assert evaluate(model, batches(3), Counter(), stopping, device=CPU) == {"images": 3.0}
     assert not model.training
-    stopping.told = True
+    with stopping:
+        signal.raise_signal(signal.SIGTERM)
     assert evaluate(model, batches(3), Counter(), stopping, device=CPU) is None
+    assert stopping.ended_by == signal.SIGTERM

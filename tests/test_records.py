@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,8 +17,11 @@ from detlab.engine import StepReport
 from detlab.writer import RunWriter
 
 
-def writer(folder: Path, step: int = 0, log_every: int = 1) -> RunWriter:
-    return RunWriter(folder, Console(10, bar=True), log_every=log_every, step=step, device=torch.device("cpu"))
+def writer(
+    folder: Path, step: int = 0, log_every: int = 1, records: Mapping[str, int] = MappingProxyType({})
+) -> RunWriter:
+    console, cpu = Console(10, bar=True), torch.device("cpu")
+    return RunWriter(folder, console, log_every=log_every, step=step, records=records, device=cpu)
 
 
 def report(step: int) -> StepReport:
@@ -42,16 +47,31 @@ def test_a_line_is_written_every_so_many_steps_with_the_documented_tags(tmp_path
 
 def test_what_a_broken_off_attempt_wrote_after_its_last_state_is_dropped(tmp_path: Path) -> None:
     with writer(tmp_path) as out:
-        for step in range(1, 6):
+        for step in range(1, 4):
             out.training_step(report(step))
+        saved = out.sizes()
+        # The evaluation of step 3 is made again too: the state was saved before it.
+        out.evaluation(3, 1, {"bbox/AP": 0.5}, 1.0)
+        out.training_step(report(4))
     with (tmp_path / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 6, "ep')
-    with writer(tmp_path, step=3) as out:
+    with writer(tmp_path, step=3, records=saved) as out:
+        out.evaluation(3, 1, {"bbox/AP": 0.5}, 1.0)
         out.training_step(report(4))
-    assert steps_of(tmp_path) == [1, 2, 3, 4]
+    assert steps_of(tmp_path) == [1, 2, 3, 3, 4]
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in board.Scalars("val/bbox/AP")] == [3]
+
+
+def test_what_an_attempt_wrote_that_saved_nothing_is_dropped_whole(tmp_path: Path) -> None:
+    with writer(tmp_path) as out:
+        out.training_step(report(1))
+    with writer(tmp_path) as out:
+        out.training_step(report(1))
+    assert steps_of(tmp_path) == [1]
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
 
 def test_numbers_that_are_none_are_null_in_json_and_absent_in_tensorboard(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def test_ctrl_c_in_the_midst_of_an_evaluation_loses_no_step(
 ) -> None:
     def interrupted(*arguments: Any, **_: Any) -> None:
         stopping = arguments[3]
-        stopping.told = True
+        signal.raise_signal(signal.SIGINT)
         stopping.agree()
 
     with monkeypatch.context() as patched:

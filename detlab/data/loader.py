@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detlab import distributed
-from detlab.chance import derived_seed
+from detlab.chance import derived_seed, seed_host
 from detlab.data.augmentations import checked_sample, make_ready
 from detlab.data.grouping import groups_by_aspect_ratio, in_groups
 from detlab.data.transforms import Tally, Transform, apply, trainable_objects
@@ -33,9 +34,7 @@ def _chance(seed: int) -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            random.seed(seed)
+            seed_host(seed)
             yield
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
@@ -164,9 +163,15 @@ def collate(samples: Sequence[TalliedSample | Sample | UserError]) -> tuple[Batc
     return (images, targets), tally
 
 
-def _leave_interrupts_to_the_run(_worker: int) -> None:
-    """Ctrl-C on a terminal reaches the workers too; they go on until the run, which saves its state first, ends them."""
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Signals may reach the workers too; they go on until the run, which saves its state first, ends them."""
+
+    def first_one(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second SIGTERM is the DataLoader's own, to a worker that hangs
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first_one)
 
 
 class Loader:
@@ -198,7 +203,7 @@ class Loader:
             persistent_workers=workers > 0,
             collate_fn=collate,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_interrupts_to_the_run,
+            worker_init_fn=_leave_signals_to_the_run,
             # An iterator draws the base seed of its workers, and must not draw it from the training's chance.
             generator=torch.Generator().manual_seed(0),
         )

@@ -66,6 +66,7 @@ class Relabelled:
         self._label = torch.tensor([0, *(names.index(name) + 1 for name in dataset.class_map.names)])
         self.iou_types, self.keypoints = dataset.iou_types, dataset.keypoints
         self.image_names = dataset.image_names
+        self.index = getattr(dataset, "index", None)  # as the files have it
         self.name: str = getattr(dataset, "name", type(dataset).__name__)
 
     def __len__(self) -> int:
