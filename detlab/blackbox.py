@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detlab import distributed, storage
 from detlab.chance import seed_all
 from detlab.checkpoint import Origin, Position
-from detlab.engine import NonFiniteStep, losses_of, said_of
+from detlab.engine import NonFiniteStep, NormStatistics, losses_of, said_of
 from detlab.errors import NonFiniteLossError
 from detlab.structures import FIELD_OF, DetectionDataset
 
@@ -101,10 +101,8 @@ def _plain_batch(batch: tuple[list[Tensor], list[Any]], failed: NonFiniteStep) -
 
 def culprits(failed: NonFiniteStep) -> Iterator[tuple[int, list[str]]]:
     """The images of this process that are not finite alone, each with its losses, or with `gradient`; the norms learn nothing."""
-    norms = [m for m in failed.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    statistics = NormStatistics(failed.model)
     trained = [parameter for parameter in failed.model.parameters() if parameter.requires_grad]
-    for norm in norms:
-        norm.eval()
     for images, targets in failed.batches:
         for image, target in zip(images, targets, strict=True):
             seed_all(failed.seed)
@@ -116,8 +114,7 @@ def culprits(failed: NonFiniteStep) -> Iterator[tuple[int, list[str]]]:
                 names = ["gradient"] if not _all_finite(gradients) else []
             if names:
                 yield target["image_id"], names
-    for norm in norms:
-        norm.train()
+    statistics.restore()
 
 
 def _all_finite(gradients: tuple[Tensor | None, ...]) -> bool:

@@ -181,10 +181,17 @@ class Saving(Protocol):
     def at(self, step: int) -> None: ...
 
 
-def _statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """The buffers that a pass of training changes, each with a copy."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
-    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+class NormStatistics:
+    """What a pass of training changes in a model without a step: the running statistics of its norms, as they are now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+        self._kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+
+    def restore(self) -> None:
+        """Bring them back."""
+        for buffer, before in self._kept:
+            buffer.copy_(before)
 
 
 @contextmanager
@@ -273,7 +280,7 @@ def train_one_epoch(
         step_seed = derived_seed(seed, step, distributed.rank())
         seed_all(step_seed)
         optimizer.zero_grad(set_to_none=True)
-        statistics = _statistics(model) if black_box is not None else []
+        statistics = NormStatistics(model)
         taken: list[Batch] = []
         parts: list[dict[str, Tensor]] = []
         for _ in range(accumulate):
@@ -300,8 +307,7 @@ def train_one_epoch(
             if average is not None:
                 average.update(model)
         else:
-            for buffer, before in statistics:
-                buffer.copy_(before)
+            statistics.restore()
             failed = NonFiniteStep(model, step + 1, step_seed, taken, parts, losses, lr, device, iou_types)
             if black_box is None:
                 raise NonFiniteLossError(said_of(failed))

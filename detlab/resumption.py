@@ -15,11 +15,11 @@ from detlab.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Keys that change no number of a run. Where data lie is none either: what they are is told by their fingerprint.
+# Keys that change no number of a run, at most when it ends. Where data lie is none either: what they are tells their fingerprint.
 HARMLESS = (
-    "name", "tags", "workers", "timeout", "log_every", "profile", "max_minutes", "max_skipped", "checkpoint", "resume",
-    "resume_anyway", "allow", "model.weights", "dataset.root", "dataset.cache", "dataset.url", "dataset.md5", "dataset.data",
-    "dataset.split_file",
+    "name", "tags", "workers", "timeout", "log_every", "profile", "max_minutes", "max_skipped", "patience", "stop_at",
+    "checkpoint", "resume", "resume_anyway", "allow", "model.weights", "dataset.root", "dataset.cache", "dataset.url",
+    "dataset.md5", "dataset.data", "dataset.split_file",
 )  # fmt: skip
 # Keys that matter where the rates of the steps to come depend on the length of the run.
 LENGTH = ("epochs", "max_steps")

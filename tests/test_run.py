@@ -125,7 +125,12 @@ def test_a_new_rate_holds_from_where_a_run_is_resumed_and_other_batches_are_refu
     assert detlab(*TINY, "max_steps=2", "schedule=constant", "schedule.warmup_steps=0", "hydra.run.dir=a") == 0
     assert detlab("resume=a", "batch_size=4") == 2
     assert "saved with batch_size=2, but now it is 4" in capsys.readouterr().err
-    assert detlab("resume=a", "max_steps=3", "optimizer.lr=0.0005") == 0
+    assert detlab("resume=a", "max_steps=3", "optimizer.lr=0.0005") == 2
+    said = capsys.readouterr().err
+    assert "which change the result: optimizer.lr 0.002 -> 0.0005" in said or "optimizer.lr" in said
+    assert "max_steps" not in said  # at a constant rate the length changes no step
+    assert detlab("resume=a", "max_steps=3", "optimizer.lr=0.0005", "resume_anyway=true") == 0
+    assert "resume_anyway: from here on with optimizer.lr" in (tmp_path / "a" / "detlab.log").read_text()
     rates = [line["train/lr"] for line in lines_of(tmp_path / "a") if "train/lr" in line]
     assert rates[0] != rates[2] == 0.0005
 
@@ -144,7 +149,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
 def test_a_state_is_found_when_only_the_previous_one_is_whole(detlab: Detlab, tmp_path: Path) -> None:
     assert detlab(*TINY, "epochs=2", "max_steps=7", "hydra.run.dir=a") == 0
     (tmp_path / "a" / "checkpoints" / "last.pt").unlink()
-    assert detlab("resume=a", "max_steps=5") == 0
+    assert detlab("resume=a", "max_steps=5", "resume_anyway=true") == 0
     assert read(tmp_path / "a" / "checkpoints" / "last.pt")["position"]["step"] == 5
 
 
@@ -182,12 +187,12 @@ def test_ctrl_c_saves_the_state_leaves_with_130_and_can_be_resumed(detlab: Detla
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1].startswith("detlab: interrupted; the state is saved. Go on with: resume=")
+    assert said.strip().splitlines()[-1].startswith("detlab: SIGINT: the state is saved. Go on with: resume=")
     assert "Traceback" not in said
     step = read(tmp_path / "a" / "checkpoints" / "last.pt")["position"]["step"]
     assert step >= 2
     assert json.loads((tmp_path / "a" / "run.json").read_text())["state"] == "interrupted"
-    assert detlab("resume=a", f"max_steps={step + 1}") == 0
+    assert detlab("resume=a", f"max_steps={step + 1}", "resume_anyway=true") == 0
     assert read(tmp_path / "a" / "checkpoints" / "last.pt")["position"]["step"] == step + 1
 
 

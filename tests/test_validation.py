@@ -91,7 +91,7 @@ def test_patience_ends_a_run_that_no_longer_improves(
     assert [line["epoch"] for line in lines_of(tmp_path / "run") if "val/bbox/AP" in line] == [0, 1, 2]
     assert detlab("resume=run") == 0  # nothing left to do
     assert lines_of(tmp_path / "run")[-1]["epoch"] == 2
-    assert detlab("resume=run", "patience=null", "epochs=4") == 0
+    assert detlab("resume=run", "patience=null", "epochs=4", "resume_anyway=true") == 0
     assert lines_of(tmp_path / "run")[-1]["epoch"] == 3
 
 
@@ -115,7 +115,7 @@ def test_a_run_stops_where_its_objective_is_reached(
 @pytest.mark.slow
 def test_the_held_out_part_is_scored_once_with_the_best_weights(detlab: Detlab, tmp_path: Path) -> None:
     # The second epoch, at an absurd rate, ruins the weights of the first.
-    run = (*TINY, "dataset.test_size=3", "epochs=2", "schedule=step", "schedule.step_epochs=1", "schedule.gamma=1e6")
+    run = (*TINY, "dataset.test_size=3", "epochs=2", "schedule=step", "schedule.step_epochs=1", "schedule.gamma=1e3")
     assert detlab(*run, "schedule.warmup_steps=0", "clip_grad_norm=1", "optimizer=sgd", "hydra.run.dir=run") == 0
     lines = lines_of(tmp_path / "run")
     tested = [line for line in lines if "test/bbox/AP" in line]
