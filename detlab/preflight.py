@@ -291,7 +291,8 @@ def _is_run_of(folder: Path, now: dict[str, Any]) -> bool:
         then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError, RecursionError):
         return False
-    return isinstance(then, dict) and not changes(then, now)
+    # A run writes down what it took `auto` for.
+    return isinstance(then, dict) and all(value == "auto" for _, value in changes(then, now).values())
 
 
 def _kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from detlab import storage
-from detlab.errors import UserError
 
 CONTENT = {"format": 1, "model": {"a.weight": torch.arange(3000.0)}, "text": "x" * 500}
 
@@ -47,28 +46,60 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_one_flipped_byte_is_found_or_changes_nothing(tmp_path: Path) -> None:
+def test_each_of_a_thousand_flipped_bytes_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     storage.save(CONTENT, path)
     whole = path.read_bytes()
-    chance, found = random.Random(0), 0
-    for _ in range(200):
-        place = chance.randrange(len(whole))
+    chance = random.Random(0)
+    for place in [chance.randrange(len(whole)) for _ in range(900)] + list(range(len(whole) - 100, len(whole))):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << chance.randrange(8))]) + whole[place + 1 :])
-        try:
-            assert same(storage.load(path), CONTENT), place
-        except UserError:
-            found += 1
-    assert found > 150
+        with pytest.raises(storage.DamagedFileError, match=r"a\.pt"):
+            storage.load(path)
 
 
-@pytest.mark.parametrize("keep", [0, 100, -30])
-def test_a_file_that_was_cut_off_is_named(tmp_path: Path, keep: int) -> None:
+def test_a_file_cut_off_at_any_of_many_lengths_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     storage.save(CONTENT, path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"a\.pt"):
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    # Among them the length without the seal, and without the last record of the zip file.
+    for length in [chance.randrange(len(whole)) for _ in range(100)] + [len(whole) - cut for cut in range(1, 120)]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(storage.DamagedFileError, match=r"a\.pt"):
+            storage.load(path)
+
+
+def test_a_file_that_torch_wrote_is_read_and_its_content_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(CONTENT, path)
+    assert same(storage.load(path), CONTENT)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(storage.DamagedFileError, match="the checksum of"):
         storage.load(path)
+
+
+def test_a_file_keeps_its_name_while_it_is_given_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "last").write_text("new")
+    (tmp_path / "previous").write_text("old")
+    storage.keep_as(tmp_path / "last", tmp_path / "previous")
+    assert [(tmp_path / name).read_text() for name in ("last", "previous")] == ["new", "new"]
+
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    (tmp_path / "previous").write_text("old")
+    storage.keep_as(tmp_path / "last", tmp_path / "previous")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"previous": "new"}
+
+
+def test_what_a_killed_write_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".last.pt.123.tmp", "last.pt", "notes.tmp", ".lock"):
+        (tmp_path / name).write_text("x")
+    storage.clear_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "last.pt", "notes.tmp"]
 
 
 FULL_DISK = """

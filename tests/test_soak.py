@@ -1,0 +1,21 @@
+"""A run that is killed again and again ends as one that was left alone; the long one is a command in the logbook."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["maskrcnn", "mobilenet"])
+def test_a_run_killed_ten_times_ends_as_one_that_was_left_alone(model: str, tmp_path: Path) -> None:
+    # In a process of its own: it forks, which is safe only before torch has started threads.
+    command = [sys.executable, str(Path(__file__).with_name("soak.py")), "--kills", "10", "--steps", "20"]
+    done = subprocess.run(
+        [*command, "--model", model, "--folder", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all runs equal to the one left alone" in done.stdout
