@@ -224,16 +224,31 @@ def _resumed(texts: list[str], flags: argparse.Namespace) -> list[str]:
     elif own:
         raise UserError("hydra.run.dir: a resumed run goes on in its own folder; leave hydra.run.dir out.")
     run = _run_of(Path(place))
+    new = [text for text in texts if text not in {o.input_line for o in given}]
+    again = recorded_and_new(run, new)
+    return [*again, f"hydra.run.dir={_quoted(str(run))}", f"resume={_quoted(place)}"]
+
+
+def recorded_and_new(run: Path, new: Sequence[str]) -> list[str]:
+    """The overrides of a run that hold beside new ones, and these.
+
+    Args:
+        run: its folder.
+        new: overrides that can be read.
+
+    Raises:
+        UserError: its run.json is not there, or damaged.
+    """
     try:
         # Not .hydra/overrides.yaml: Hydra writes that before a refusal too.
-        recorded = [str(line) for line in json.loads((run / "run.json").read_text())["overrides"]]
+        recorded = [str(line) for line in json.loads((run / "run.json").read_text(encoding="utf-8"))["overrides"]]
+    except OSError:
+        raise UserError(f"{run}: holds no run.json; it is no run's folder.") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"resume: {run}/run.json is damaged ({error}).") from None
-    kept = [str(o.input_line) for o in _kept(recorded, overrides, f"resume: {run}/run.json")]
-    new = [text for text in texts if text not in {o.input_line for o in given}]
+        raise UserError(f"{run}/run.json is damaged ({error}).") from None
+    kept = [str(o.input_line) for o in _kept(recorded, _parse(new, OverridesParser.create(), []), f"{run}/run.json")]
     # A job of `sweep=lr` goes on by itself; its recipe would start a sweep again.
-    alone = ["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in kept) else []
-    return [*kept, *new, *alone, f"hydra.run.dir={_quoted(str(run))}", f"resume={_quoted(place)}"]
+    return [*kept, *new, *(["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in kept) else [])]
 
 
 def _run_to_go_on_with(texts: Sequence[str], own: Sequence[Override], flags: argparse.Namespace) -> Path | None:

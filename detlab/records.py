@@ -23,6 +23,7 @@ from detlab import distributed, storage
 from detlab.checkpoint import Origin, Position
 from detlab.data.fingerprint import fingerprint
 from detlab.engine import Device
+from detlab.provenance import repositories
 from detlab.structures import DetectionDataset
 from detlab.writer import Writer
 
@@ -86,8 +87,11 @@ def recording(
     model: nn.Module,
     device: Device,
     position: Position,
+    origin: Origin,
 ) -> Iterator[None]:
     """Keep the record of a run: config.yaml (resolved), split.json and run.json at its start, run.json again at its end.
+
+    Beside them, for each repository whose code ran with uncommitted changes, code-0.patch, code-1.patch.
 
     The end is `done`, `interrupted`, or `failed` with its reason; whatever it is, the final and best values stand beside it.
     Processes beside the first one leave that to it.
@@ -100,7 +104,7 @@ def recording(
     names = {part: list(data.image_names) for part, data in parts.items()}
     storage.write_text(writer.folder / "split.json", json.dumps(names, indent=0) + "\n")
     writer.text("config", resolved)
-    record = {**_beginning(cfg, parts, model, device), "first_step": position.step}
+    record = {**_beginning(cfg, model, device, origin), "code": _code(writer.folder), "first_step": position.step}
     writer.record({**record, "state": "running"})
     try:
         yield
@@ -111,7 +115,34 @@ def recording(
     writer.record({**record, "state": "done", "ended": _now(), "position": asdict(position)})
 
 
-def _beginning(cfg: DictConfig, parts: dict[str, DetectionDataset], model: nn.Module, device: Device) -> dict[str, Any]:
+def code_now() -> list[dict[str, Any]]:
+    """The repositories of the working folder and of detlab itself; `patch` is what differs from their commits."""
+    return [{**record, "patch": patch} for record, patch in repositories([Path.cwd(), Path(__file__).parent])]
+
+
+def _code(folder: Path) -> list[dict[str, Any]]:
+    """The same with each patch in a file of the run's folder, and its name in its place; None where nothing differs."""
+    for old in folder.glob("code-*.patch"):
+        old.unlink()
+    records = []
+    for number, code in enumerate(code_now()):
+        name = f"code-{number}.patch" if code["patch"] else None
+        if name is not None:
+            (folder / name).write_text(code["patch"], encoding="utf-8", errors="surrogateescape")
+        records.append({**code, "patch": name})
+    return records
+
+
+def circumstances(device: Device) -> dict[str, Any]:
+    """On what a run runs: `python`, `versions` of the packages, `hardware`."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "hardware": _hardware(device),
+    }
+
+
+def _beginning(cfg: DictConfig, model: nn.Module, device: Device, origin: Origin) -> dict[str, Any]:
     """What is known when a run begins: what runs, on what, from what."""
     parameters, trained = count_parameters(model)
     return {
@@ -122,13 +153,12 @@ def _beginning(cfg: DictConfig, parts: dict[str, DetectionDataset], model: nn.Mo
         "choices": _choices(),
         "seed": cfg.seed,
         "started": _now(),
-        "images": {part: len(data) for part, data in parts.items()},
-        "classes": list(parts["train"].class_map.names),
+        "images": {part: known["images"] for part, known in origin.data.items()},
+        "fingerprints": {part: known["fingerprint"] for part, known in origin.data.items()},
+        "classes": list(origin.class_map.names),
         "parameters": parameters,
         "trained_parameters": trained,
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "hardware": _hardware(device),
+        **circumstances(device),
     }
 
 

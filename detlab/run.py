@@ -100,7 +100,7 @@ def train(cfg: DictConfig) -> float:
             records=position.records,
             device=device.name,
         ) as writer,
-        records.recording(cfg, writer, data, model, device, position),
+        records.recording(cfg, writer, data, model, device, position, origin),
     ):
         checkpoints.follow(state, writer)
         log.info("\n  ".join(["classes:", *data["train"].class_map.table()]))
