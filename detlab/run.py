@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import hydra
@@ -90,6 +91,8 @@ def train(cfg: DictConfig) -> float:
         checkpoints.restore(resumed, state, objective=cfg.objective)
         del resumed  # as large as the model and more
     with (
+        closing(batches),
+        closing(validation),
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
         Console(total_steps, bar=distributed.first()).open() as console,
         writing(

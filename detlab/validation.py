@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,12 @@ class Validation:
         if self.over(position):
             stopping.reason = "patience" if position.stale else "stop_at"
 
+    def close(self) -> None:
+        """End the workers that load images."""
+        for loader in (self.loader, self.loss_loader):
+            if loader is not None:
+                loader.close()
+
     def over(self, position: Position) -> bool:
         """Whether a run that stands there needs no further training: it no longer improves, or is good enough."""
         patience, stop_at = self.cfg.patience, self.cfg.stop_at
@@ -123,7 +130,8 @@ def score_held_out(
     """Score the best weights, once, on the part that nothing was chosen by; they stay in the model. `test/` in the records."""
     model.load_state_dict(checkpoints.best_weights())
     evaluator = parts.evaluator(cfg, dataset, model.iou_types)  # type: ignore[arg-type]
-    metrics = evaluate(model, parts.evaluation_batches(cfg, dataset, device), evaluator, stopping, device=device)
+    with closing(parts.evaluation_batches(cfg, dataset, device)) as loader:
+        metrics = evaluate(model, loader, evaluator, stopping, device=device)
     if metrics is not None:
         position.test_metrics = metrics
         writer.evaluation(position.step, position.epoch, metrics, None, part="test")

@@ -24,6 +24,8 @@ from detlab.structures import DetectionDataset, Sample, Target
 
 log = logging.getLogger(__name__)
 
+_SECONDS_AFTER_SIGTERM = 20
+
 Batch = tuple[list[torch.Tensor], list[Any]]  # images uint8 [3, H, W], targets
 TalliedSample = tuple[torch.Tensor, Target, Tally]
 
@@ -167,7 +169,9 @@ def _leave_signals_to_the_run(_worker: int) -> None:
     """Signals may reach the workers too; they go on until the run, which saves its state first, ends them."""
 
     def first_one(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second SIGTERM is the DataLoader's own, to a worker that hangs
+        # A second one is the DataLoader's own, to a worker that hangs; Python's, when a process ends, comes once.
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_SECONDS_AFTER_SIGTERM)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -212,6 +216,13 @@ class Loader:
         """Make the next iteration that of an epoch, from a step on."""
         assert isinstance(self.batches, EpochBatches)
         self.batches.epoch, self.batches.first_step = epoch, first_step
+
+    def close(self) -> None:
+        """End the workers, which otherwise end with the last who remembers an iteration, an exception perhaps."""
+        iterator = self._loader._iterator
+        if iterator is not None and self._loader.num_workers:
+            iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+            self._loader._iterator = None
 
     @property
     def steps(self) -> int:
