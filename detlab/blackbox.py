@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from detlab import distributed, storage
@@ -29,14 +28,16 @@ class BlackBox:
     """Writes down a step whose losses or gradients are not finite, and says whether the run may go on without it.
 
     Args:
-        cfg: `on_nonfinite` and `max_skipped` are read.
+        skips: whether the run goes on without such a step: `on_nonfinite=skip`.
+        max_skipped: how often it does.
         folder: the run's.
         origin: what the file says of where it is from.
         position: counts the steps left out.
         dataset: the training part, for the names of images.
     """
 
-    cfg: DictConfig
+    skips: bool
+    max_skipped: int
     folder: Path
     origin: Origin
     position: Position
@@ -71,10 +72,10 @@ class BlackBox:
             storage.save({**self.origin.record(), "model": failed.model.state_dict(), "crash": crash}, path)
         self.position.skipped += 1
         said = f"{said} {self._blame(found)}"
-        if self.cfg.on_nonfinite == "stop":
+        if not self.skips:
             raise NonFiniteLossError(f"{said}\nTo repeat the step: detlab replay {path}")
-        if self.position.skipped > self.cfg.max_skipped:
-            limit = f"More than max_skipped={self.cfg.max_skipped} steps were left out."
+        if self.position.skipped > self.max_skipped:
+            limit = f"More than max_skipped={self.max_skipped} steps were left out."
             raise NonFiniteLossError(f"{said}\n{limit} To repeat this one: detlab replay {path}")
         log.warning("left out: %s Kept in %s", said, path)
 

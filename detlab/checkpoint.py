@@ -21,10 +21,13 @@ from detlab.averaging import Average
 from detlab.config import build
 from detlab.errors import UserError
 from detlab.structures import ClassMap, Keypoints
+from detlab.untrusted import saved_config
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+# What every checkpoint holds.
+_CONTENT = {"config": str, "overrides": list, "choices": dict, "class_map": dict, "model": dict}
 
 
 @dataclass
@@ -389,6 +392,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a detlab checkpoint.")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: a checkpoint of format {state['format']}; this detlab reads format {FORMAT}.")
+    lacking = [key for key, kind in _CONTENT.items() if key not in state or not isinstance(state[key], kind)]
+    if lacking:
+        raise UserError(f"{path}: not a whole detlab checkpoint; it lacks {', '.join(lacking)}.")
     return state
 
 
@@ -421,7 +427,7 @@ def model_of(
     state: Mapping[str, Any], path: Path, allow: Sequence[str]
 ) -> tuple[nn.Module, ClassMap, Keypoints | None]:
     """The model of a checkpoint that was read; see `load_model`."""
-    config = OmegaConf.create(state["config"])
+    config = saved_config(state["config"], path)
     class_map = ClassMap(tuple(state["class_map"]["names"]), tuple(state["class_map"]["category_ids"]))
     # The weights are in this file: the one that training began with is not needed, and may be gone.
     if "weights" in config.model:

@@ -38,15 +38,28 @@ def _shipped(folder: str) -> Path:
 CONF = _shipped("conf")
 EXPERIMENTS = _shipped("experiments")
 
-# The modules whose classes and functions a `_target_` may name, by group; each permits itself and what lies below it.
+# The modules whose classes a `_target_` may name, by group, and functions of ours; each permits itself and what lies below it.
 PREFIXES: dict[str, tuple[str, ...]] = {
-    "model": ("detlab.models", "torchvision.models", "torchvision.ops", "torch.nn"),
-    "dataset": ("detlab.data", "torchvision.datasets", "torchvision.transforms"),
-    "augmentation": ("detlab.data", "torchvision.transforms.v2"),
+    "model": (
+        "detlab.models.detectors.rcnn", "detlab.models.detectors.wrapped", "detlab.models.backbones.backbone",
+        "torchvision.models", "torchvision.ops", "torch.nn",
+    ),
+    "dataset": (
+        "detlab.data.adapt.AdaptedDataset", "detlab.data.coco.coco", "detlab.data.masks.masks", "detlab.data.pennfudan.pennfudan",
+        "detlab.data.synthetic.Synthetic", "detlab.data.voc.voc", "detlab.data.yolo.yolo", "detlab.data.augmentations",
+        "detlab.data.transforms", "torchvision.transforms",
+    ),
+    "augmentation": ("detlab.data.augmentations", "detlab.data.transforms", "torchvision.transforms.v2"),
     "optimizer": ("torch.optim",),
-    "schedule": ("detlab.schedules", "torch.optim.lr_scheduler"),
-    "evaluator": ("detlab.evaluation",),
-}
+    "schedule": (
+        "detlab.schedules.constant", "detlab.schedules.cosine", "detlab.schedules.multistep", "detlab.schedules.step",
+        "torch.optim.lr_scheduler",
+    ),
+    "evaluator": ("detlab.evaluation.coco.CocoEvaluator",),
+}  # fmt: skip
+# Functions of others may be named here alone, and only with `_partial_: true`: torchvision's builders, which download when called
+# by themselves. detlab.models.detectors.wrapped calls them so that they do not.
+BUILDERS = ("torchvision.models",)
 # Never, even where a user allows them: they run commands, load code, unpickle, or write what they download.
 NEVER = (
     "_io", "_pickle", "asyncio", "builtins", "code", "codeop", "ctypes", "functools", "importlib", "io", "marshal",
@@ -405,7 +418,9 @@ def _user_prefixes(allow: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.strip().rstrip(".") for name in (*allow, *env) if name.strip())
 
 
-def find_target(name: Any, *, group: str, allow: Sequence[str] = (), where: str = "_target_") -> Callable[..., Any]:
+def find_target(
+    name: Any, *, group: str, allow: Sequence[str] = (), where: str = "_target_", partial: bool = False
+) -> Callable[..., Any]:
     """The class or function that a `_target_` names, where the group's allow-list permits it.
 
     The name is judged before anything is imported, and what it led to afterwards: `detlab.models.x.os.system` has an
@@ -416,13 +431,14 @@ def find_target(name: Any, *, group: str, allow: Sequence[str] = (), where: str 
         group: whose prefixes hold; see `PREFIXES`.
         allow: the user's own modules; DETLAB_ALLOW adds to them.
         where: the key, as an error will name it.
+        partial: whether the node says `_partial_: true`: what it names is not called by us.
 
     Raises:
         UserError: not permitted, not found, or neither a class nor a function.
     """
     modules = (*PREFIXES[group], *_user_prefixes(allow))
     permitted = f"permitted for {group}: {', '.join(modules)}"
-    if not isinstance(name, str) or not _below(name, modules) or _below(name, NEVER) or ".__" in name:
+    if not isinstance(name, str) or not _below(name, modules) or _below(name, NEVER) or "._" in name:
         advice = "" if _below(str(name), NEVER) else f"; permit your own with allow=[{str(name).partition('.')[0]}]"
         raise UserError(f"{where}: {name!r} is not permitted ({permitted}){advice}.")
     try:
@@ -437,6 +453,15 @@ def find_target(name: Any, *, group: str, allow: Sequence[str] = (), where: str 
     real = f"{found.__module__}.{found.__qualname__}"
     if not _below(real, modules) or _below(real, NEVER):
         raise UserError(f"{where}: {name!r} is {real}, which is not permitted ({permitted}).")
+    own = (*(prefix for prefix in PREFIXES[group] if prefix.startswith("detlab.")), *_user_prefixes(allow))
+    if not inspect.isclass(found) and not _below(real, own):
+        if not _below(real, BUILDERS):
+            raise UserError(f"{where}: {name!r} is a function; of {real.partition('.')[0]}, classes are permitted.")
+        if not partial:
+            raise UserError(
+                f"{where}: {name!r} by itself would download weights that nobody verifies; give it as model.model, with "
+                "_partial_: true, to detlab.models.detectors.wrapped."
+            )
     return found
 
 
@@ -493,7 +518,8 @@ def _target_faults(node: Any, group: str, allow: Sequence[str], where: str, pass
     faults: list[str] = []
     if isinstance(node, dict) and "_target_" in node and node["_target_"] != "???":
         try:
-            target = find_target(node["_target_"], group=group, allow=allow, where=f"{where}._target_")
+            partial = bool(node.get("_partial_"))
+            target = find_target(node["_target_"], group=group, allow=allow, where=f"{where}._target_", partial=partial)
         except UserError as error:
             faults.append(str(error))
         else:
@@ -577,12 +603,13 @@ def _construct(node: Any, group: str, allow: Sequence[str], where: str, passed: 
     }
     if "_target_" not in node:
         return built
-    target = find_target(node["_target_"], group=group, allow=allow, where=f"{where}._target_")
+    partial = bool(node.get("_partial_"))
+    target = find_target(node["_target_"], group=group, allow=allow, where=f"{where}._target_", partial=partial)
     ours = _below(str(getattr(target, "__module__", "")), ("torch", "torchvision", "detlab"))
     positional = built.pop("_args_") if "_args_" in built else []
     takes, _, takes_any = _parameters(target)
     passed = {k: v for k, v in passed.items() if k not in PASSED_WHERE_TAKEN or takes_any or k in takes}
-    if node.get("_partial_"):
+    if partial:
         return functools.partial(target, *positional, **built, **passed)
     try:
         return target(*positional, **{**built, **passed})

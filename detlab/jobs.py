@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detlab.errors import BrokenDownError, UserError
+from detlab.untrusted import printable
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Jobs:
 def explain(error: Exception) -> int:
     """Say what went wrong: a mistake or a broken-down run in its own words, ours with its trace. The exit status."""
     if isinstance(error, UserError | HydraException):
-        print(f"detlab: {error}", file=sys.stderr)
+        print(f"detlab: {printable(str(error))}", file=sys.stderr)
         return 2
     full_or_read_only = isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
@@ -80,7 +81,7 @@ def explain(error: Exception) -> int:
         errno.EACCES,
     )
     if isinstance(error, BrokenDownError) or full_or_read_only:
-        print(f"detlab: {error}", file=sys.stderr)
+        print(f"detlab: {printable(str(error))}", file=sys.stderr)
         return 1
     traceback.print_exception(error)
     return 1

@@ -24,6 +24,7 @@ from detlab.parameters import trained_parameters
 from detlab.profiling import WARMUP_STEPS
 from detlab.resumption import check_config, check_data
 from detlab.structures import ClassMap, DetectionDataset, IouType, Keypoints
+from detlab.untrusted import saved_config
 
 
 def data_sets(cfg: DictConfig) -> dict[str, DetectionDataset]:
@@ -80,7 +81,7 @@ def check_resumed(resumed: Resumed, origin: Origin, data: dict[str, DetectionDat
     """
     names = {part: list(images.image_names) for part, images in data.items()}
     check_data(resumed.path, resumed.content["data"], origin.data, names)
-    then = cast(DictConfig, OmegaConf.create(resumed.content["config"]))
+    then = saved_config(resumed.content["config"], resumed.path)
     # Where the schedule itself changed, that is a change of its own; only the present one, which is allowed, is built.
     rehearsed = cast(
         DictConfig, OmegaConf.create({**then, "schedule": origin.config.schedule, "allow": origin.config.allow})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import re
 import sys
 import tempfile
@@ -15,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir, version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
@@ -47,6 +45,7 @@ from detlab.config import (
 from detlab.errors import UserError
 from detlab.locks import is_taken
 from detlab.resumption import changes, plain
+from detlab.untrusted import json_of, saved_config
 
 AUTO = "auto"
 # More combinations of swept group choices, and more values of one sweep, than these are not looked at one by one.
@@ -241,10 +240,10 @@ def recorded_and_new(run: Path, new: Sequence[str]) -> list[str]:
     """
     try:
         # Not .hydra/overrides.yaml: Hydra writes that before a refusal too.
-        recorded = [str(line) for line in json.loads((run / "run.json").read_text(encoding="utf-8"))["overrides"]]
+        recorded = [str(line) for line in json_of(run / "run.json")["overrides"]]
     except OSError:
         raise UserError(f"{run}: holds no run.json; it is no run's folder.") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/run.json is damaged ({error}).") from None
     kept = [str(o.input_line) for o in _kept(recorded, _parse(new, OverridesParser.create(), []), f"{run}/run.json")]
     # A job of `sweep=lr` goes on by itself; its recipe would start a sweep again.
@@ -295,19 +294,20 @@ def _holds_state(folder: Path) -> bool:
 def _state_of(folder: Path) -> str | None:
     """How a run ended, as its record says; None where that cannot be read."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))["state"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json_of(folder / "run.json")["state"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _is_run_of(folder: Path, now: dict[str, Any]) -> bool:
     """Whether a run had this configuration, but for keys that change no result."""
+    path = folder / "config.yaml"
     try:
-        then = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, YAMLError, RecursionError):
+        then = plain(saved_config(path.read_text(encoding="utf-8"), path))
+    except (OSError, ValueError, UserError):
         return False
     # A run writes down what it took `auto` for.
-    return isinstance(then, dict) and all(value == "auto" for _, value in changes(then, now).values())
+    return all(value == "auto" for _, value in changes(then, now).values())
 
 
 def _kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:

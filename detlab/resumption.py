@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from detlab.errors import UserError
+from detlab.untrusted import json_of, saved_config
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def check_config(path: Path, then: str, cfg: DictConfig, *, same_rates: bool) ->
     Raises:
         UserError: names each key with both values.
     """
-    found = changes(yaml.safe_load(then), plain(cfg))
+    found = changes(plain(saved_config(then, path)), plain(cfg))
     if same_rates:
         found = {key: pair for key, pair in found.items() if key not in LENGTH}
     if not found:
@@ -120,7 +120,7 @@ def check_data(path: Path, then: Mapping[str, Any], now: Mapping[str, Any], name
 def _split_of(run: Path) -> dict[str, list[str]]:
     """The names that a run wrote down; none where the file is gone."""
     try:
-        return json.loads((run / "split.json").read_text(encoding="utf-8"))
+        return json_of(run / "split.json")
     except (OSError, ValueError):
         return {}
 

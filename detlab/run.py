@@ -85,6 +85,8 @@ def train(cfg: DictConfig) -> float:
     origin = records.origin(cfg, data)
     checkpoints = Checkpoints(folder, origin, every_minutes=cfg.checkpoint.every_minutes)
     position = Position()
+    skips = cfg.on_nonfinite == "skip"
+    black_box = BlackBox(skips, cfg.max_skipped, folder, origin, position, data["train"])
     state = TrainingState(model, optimizer, schedule, average, position)
     if resumed is not None:
         parts.check_resumed(resumed, origin, data, batches.steps)
@@ -132,7 +134,7 @@ def train(cfg: DictConfig) -> float:
                 seed=cfg.seed,
                 iou_types=iou_types,
                 average=average,
-                black_box=BlackBox(cfg, folder, origin, position, data["train"]),
+                black_box=black_box,
                 saving=checkpoints,
             )
             epoch = position.step // batches.steps

@@ -149,6 +149,8 @@ class ClassMap:
         object.__setattr__(self, "category_ids", ids)
         if not names:
             raise UserError("classes: the list is empty; name at least one class.")
+        if any(not name.isprintable() for name in names):
+            raise UserError(f"classes: {list(names)}: a name has characters that cannot be printed.")
         if len(set(names)) != len(names) or len(set(ids)) != len(ids) or len(ids) != len(names):
             raise UserError(f"classes: names {list(names)} and ids {list(ids)} must be unique and equally many.")
 

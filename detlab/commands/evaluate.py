@@ -34,7 +34,6 @@ def main(argv: list[str]) -> int:
     if arguments.out is not None:
         refuse_existing(arguments.out, FILES, overwrite=arguments.overwrite)
     # Only now: all this takes seconds, which --help should not.
-    from omegaconf import OmegaConf
 
     from detlab import engine, parts
     from detlab.checkpoint import check_keypoints, load_model, read
@@ -44,6 +43,7 @@ def main(argv: list[str]) -> int:
     from detlab.preflight import compose_again
     from detlab.stopping import RunStopping
     from detlab.structures import learnable_iou_types
+    from detlab.untrusted import saved_config
 
     register()
     path = checkpoint_of(arguments.run)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--part: the part {arguments.part!r} of the data set has no images.")
     dataset = with_classes(dataset, state["class_map"]["names"], str(path), all_needed=False)
     model, _, keypoints = load_model(path, allow=cfg.allow)
-    iou_types = learnable_iou_types(model, dataset.iou_types, OmegaConf.create(state["config"]).objective)
+    iou_types = learnable_iou_types(model, dataset.iou_types, saved_config(state["config"], path).objective)
     if "keypoints" in iou_types:
         check_keypoints(keypoints, dataset.keypoints, path, keys=("names",))
     device.place(model)

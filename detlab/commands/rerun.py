@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detlab.errors import UserError
+from detlab.untrusted import json_of, saved_config
+
+# What of a run.json is held against the present.
+_COMPARED = ("fingerprints", "python", "versions", "hardware", "code")
 
 
 def main(argv: list[str]) -> int:
@@ -28,13 +29,18 @@ def main(argv: list[str]) -> int:
         SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
     """
     arguments = _parser().parse_intermixed_args(argv)
-    from detlab.config import register
+    from detlab.config import check, register
     from detlab.preflight import compose_run, recorded_and_new
 
     register()
     overrides = recorded_and_new(arguments.run, arguments.overrides)
-    record = json.loads((arguments.run / "run.json").read_text(encoding="utf-8"))
-    found = list(differences(arguments.run, record, compose_run(overrides)))
+    record = json_of(arguments.run / "run.json")
+    lacking = [key for key in _COMPARED if key not in record]
+    if lacking:
+        raise UserError(f"{arguments.run}/run.json: damaged, or of an older detlab; it lacks {', '.join(lacking)}.")
+    cfg = compose_run(overrides)
+    check(cfg)
+    found = list(differences(arguments.run, record, cfg))
     print(
         f"{arguments.run}: {'differs now:' if found else 'nothing that is known of it differs now'}", *found, sep="\n  "
     )
@@ -73,10 +79,11 @@ def differences(run: Path, record: Mapping[str, Any], cfg: Any) -> Iterator[str]
     from detlab.engine import select_device
     from detlab.resumption import changes, plain
 
+    path = run / "config.yaml"
     try:
-        then = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{run}/config.yaml: cannot be read ({type(error).__name__}).") from None
+        then = plain(saved_config(path.read_text(encoding="utf-8"), path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
     # A run writes down what it took `auto` for.
     settings = {key: pair for key, pair in changes(then, plain(cfg)).items() if pair[1] != "auto"}
     yield from (f"{key}: {before} -> {now}" for key, (before, now) in settings.items())

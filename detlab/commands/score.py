@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from detlab.errors import UserError
 from detlab.evaluation.metrics import METRICS, Metric
+from detlab.untrusted import json_of
 
 if TYPE_CHECKING:
     from detlab.structures import IouType
@@ -108,13 +109,15 @@ def read_json(path: Path, expected: type, said: str) -> Any:
         UserError: a file that cannot be read, is no JSON, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON: byte {error.start} is no text.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}).") from error
     if not isinstance(content, expected):
         raise UserError(f"{path}: holds a {type(content).__name__}; {said}.")
     return content

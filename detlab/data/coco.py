@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from detlab.data.index import Index, IndexBuilder
 from detlab.data.keypoints import keypoints_from_config
 from detlab.errors import UserError
 from detlab.structures import ClassMap, IouType, Keypoints
+from detlab.untrusted import json_of, leads_out
 
 
 def coco(
@@ -162,7 +162,7 @@ def _ids_twice(index: Index) -> Iterator[Fault]:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json_of(path)
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; give a COCO file in dataset.train_annotations and the like."
@@ -219,6 +219,8 @@ def _image(entry: Any, path: Path, folder: Path, faults: list[Fault]) -> tuple[s
         raise UserError(
             f"{path}: images: {str(entry)[:80]}: each needs a file_name and an id, a whole number."
         ) from None
+    if leads_out(name) or not name.isprintable():
+        raise UserError(f"{path}: images: file_name {name!r} leads out of {folder}, or cannot be printed; correct it.")
     height, width = entry.get("height"), entry.get("width")
     if height is None or width is None:
         file, size = folder / name, (0, 0)

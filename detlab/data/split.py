@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from detlab.errors import UserError
+from detlab.untrusted import json_of
 
 PARTS = ("train", "val", "test")
 
@@ -160,7 +160,7 @@ def split_from_file(path: Path, names: Sequence[str], part: str) -> list[int]:
     """
     check_part(part)
     try:
-        lists = json.loads(path.read_text())
+        lists = json_of(path)
         listed = {key: list(map(str, lists[key])) for key in PARTS if key != "test" or key in lists}
     except OSError as error:
         raise UserError(f"dataset.split_file: {path}: {error.strerror}.") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.detection import (
@@ -25,6 +25,7 @@ from detlab.download import Checksum, fetch
 from detlab.errors import UserError
 from detlab.models.norms import norm_of_keys
 from detlab.structures import IouType
+from detlab.untrusted import saved_config
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def _trained_with(path: Path) -> tuple[str, float]:
     content = storage.load(path, checked=False)
     norm, eps = norm_of_keys(_tensors(content, path)), 1e-5
     if "config" in content:
-        model = OmegaConf.create(content["config"]).model
+        model = saved_config(content["config"], path).model
         eps = float(model.norm_eps) if "norm_eps" in model else eps
     return norm, eps
 
