@@ -221,7 +221,7 @@ class Checkpoints:
         """
         if not distributed.first() or (self._writing is not None and self._writing.is_alive()):
             return
-        self._finish()
+        self.wait()
         if self._failure is not None:
             log.warning("the state could not be saved, training goes on without: %s", self._failure)
             self._failure = None
@@ -236,10 +236,11 @@ class Checkpoints:
             OSError: it cannot be written; the last one stays.
         """
         if distributed.first():
-            self._finish()
+            self.wait()
             self._write(self._content())
 
-    def _finish(self) -> None:
+    def wait(self) -> None:
+        """Let a state that is being written reach the disk."""
         if self._writing is not None:
             self._writing.join()
             self._writing = None

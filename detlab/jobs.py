@@ -8,12 +8,15 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from detlab.config import CONF, register
 from detlab.errors import BrokenDownError, UserError
+from detlab.signals import Interrupted, leaving_at_once
 from detlab.untrusted import printable
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,28 @@ class Jobs:
         self._run = run
         self._done: list[str] = []
         self._failed: list[tuple[str, Exception]] = []
+
+    def by_hydra(self, prepare: Callable[[list[str]], list[str]]) -> int:
+        """Let Hydra compose and start the jobs of this process's command line; the exit status.
+
+        Args:
+            prepare: makes of the arguments those for Hydra, or refuses them.
+        """
+        ended_with = None
+        try:
+            register()
+            sys.argv[1:] = prepare(sys.argv[1:])
+            with leaving_at_once():
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(self.job)()
+        except Interrupted as interrupted:
+            print(f"detlab: {interrupted}", file=sys.stderr)
+            return interrupted.status
+        except KeyboardInterrupt:
+            print("detlab: interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            ended_with = error
+        return self.status(ended_with)
 
     def job(self, cfg: DictConfig) -> float:
         """One job: in a sweep its end is noted, a failure is told to Hydra, and the others go on."""

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from detlab.config import CONF, check, processes_announced, register
+from detlab.config import check, processes_announced
 from detlab.errors import UserError
 from detlab.jobs import Jobs
 from detlab.locks import alone_in
 from detlab.preflight import preflight
-from detlab.signals import Interrupted, exit_status, leaving_at_once
+from detlab.signals import Interrupted, exit_status
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +83,7 @@ def train(cfg: DictConfig) -> float:
     origin = records.origin(cfg, data)
     checkpoints = Checkpoints(folder, origin, every_minutes=cfg.checkpoint.every_minutes)
     position = Position()
-    skips = cfg.on_nonfinite == "skip"
-    black_box = BlackBox(skips, cfg.max_skipped, folder, origin, position, data["train"])
+    black_box = BlackBox(cfg.on_nonfinite == "skip", cfg.max_skipped, folder, origin, position, data["train"])
     state = TrainingState(model, optimizer, schedule, average, position)
     if resumed is not None:
         parts.check_resumed(resumed, origin, data, batches.steps)
@@ -97,14 +94,7 @@ def train(cfg: DictConfig) -> float:
         closing(validation),
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
         Console(total_steps, bar=distributed.first()).open() as console,
-        writing(
-            folder,
-            console,
-            log_every=cfg.log_every,
-            step=position.step,
-            records=position.records,
-            device=device.name,
-        ) as writer,
+        writing(folder, console, position, log_every=cfg.log_every, device=device.name) as writer,
         records.recording(cfg, writer, data, model, device, position, origin),
     ):
         checkpoints.follow(state, writer)
@@ -141,6 +131,7 @@ def train(cfg: DictConfig) -> float:
             last = position.step >= total_steps or stopping.reason is not None
             if not stopping.interrupted and (last or epoch % cfg.eval_every == 0):
                 checkpoints.at(position.step)
+                checkpoints.wait()  # an evaluation starts processes, which should not be forked beside a thread at work
                 validation.run(model, average, position, stopping, writer, checkpoints)
             if not stopping.interrupted:
                 position.epoch = epoch
@@ -173,30 +164,12 @@ def main() -> int:
     sys.path.insert(0, os.getcwd())
     # Hydra shortens stack traces and exits by itself, unless told otherwise; both are decided in detlab.jobs.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    jobs = Jobs(run)
     if processes_announced() == 1:
-        return _main(preflight)
+        return jobs.by_hydra(preflight)
     from detlab import workers
 
-    return workers.together(lambda: _main(workers.preflight))
-
-
-def _main(prepare: Callable[[list[str]], list[str]]) -> int:
-    jobs = Jobs(run)
-    ended_with = None
-    try:
-        register()
-        sys.argv[1:] = prepare(sys.argv[1:])
-        with leaving_at_once():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(jobs.job)()
-    except Interrupted as interrupted:
-        print(f"detlab: {interrupted}", file=sys.stderr)
-        return interrupted.status
-    except KeyboardInterrupt as interrupt:
-        print(f"detlab: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        ended_with = error
-    return jobs.status(ended_with)
+    return workers.together(lambda: jobs.by_hydra(workers.preflight))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from detlab import distributed, storage
+from detlab.checkpoint import Position
 from detlab.console import Console, duration, peak_memory
 from detlab.engine import StepReport
 
@@ -71,13 +72,14 @@ class Writer:
 
 @contextmanager
 def writing(
-    folder: Path, console: Console, *, log_every: int, step: int, records: Mapping[str, int], device: torch.device
+    folder: Path, console: Console, position: Position, *, log_every: int, device: torch.device
 ) -> Iterator[Writer]:
     """The writer of this process, closed in the end; see `RunWriter`."""
     if not distributed.first():
         yield Writer(folder)
         return
-    with RunWriter(folder, console, log_every=log_every, step=step, records=records, device=device) as writer:
+    known = {"step": position.step, "records": position.records}
+    with RunWriter(folder, console, log_every=log_every, device=device, **known) as writer:
         yield writer
 
 
