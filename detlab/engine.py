@@ -194,8 +194,11 @@ class NormStatistics:
             buffer.copy_(before)
 
 
+_SMALLER = "a smaller image_size.min and image_size.max, or precision=bf16"
+
+
 @contextmanager
-def _memory_said(step: int, batches: Sequence[Batch]) -> Iterator[None]:
+def _memory_said(where: str, batch: Batch, advice: str) -> Iterator[None]:
     """Words for what torch says when memory is at its end.
 
     Raises:
@@ -207,13 +210,11 @@ def _memory_said(step: int, batches: Sequence[Batch]) -> Iterator[None]:
         wanted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not wanted:
             raise
-        images, targets = batches[-1]
+        images, targets = batch
         sizes = ", ".join(dict.fromkeys(f"{image.shape[-2]} x {image.shape[-1]}" for image in images))
         objects = sum(len(target["boxes"]) for target in targets)
-        raise OutOfMemoryError(
-            f"out of memory in step {step}: {len(images)} images of {sizes} pixels with {objects} objects. Try accumulate=2 (the "
-            "same step in two halves), a smaller image_size.min and image_size.max, or precision=bf16."
-        ) from error
+        said = f"out of memory in {where}: {len(images)} images of {sizes} pixels with {objects} objects."
+        raise OutOfMemoryError(f"{said} Try {advice}.") from error
 
 
 def losses_of(
@@ -288,7 +289,7 @@ def train_one_epoch(
             taken.append(next(source))
             data_time += time.perf_counter() - asked
             images, targets = taken[-1]
-            with _memory_said(step + 1, taken):
+            with _memory_said(f"step {step + 1}", taken[-1], f"accumulate=2 (the same step in two halves), {_SMALLER}"):
                 parts.append(losses_of(model, images, targets, device, iou_types))
                 (torch.stack(list(parts[-1].values())).sum() / accumulate).backward()
         sums = {name: torch.stack([part[name].detach() for part in parts]).sum(0) / accumulate for name in parts[0]}
@@ -366,10 +367,15 @@ def evaluate(
 
     Returns:
         The evaluator's numbers, the same in all processes; None where it was stopped.
+
+    Raises:
+        OutOfMemoryError: with the image.
     """
     evaluator.reset()
     for images, targets in batches:
-        evaluator.update([target["image_id"] for target in targets], predict(model, images, device))
+        with _memory_said("an evaluation", (images, targets), _SMALLER):
+            predictions = predict(model, images, device)
+        evaluator.update([target["image_id"] for target in targets], predictions)
         if stopping.told:
             break
     if stopping.agree():

@@ -163,6 +163,11 @@ class Greedy(Detector):
 def test_too_little_memory_is_told_with_the_batch_and_what_to_do() -> None:
     with pytest.raises(OutOfMemoryError, match=r"step 1: 1 images of 4 x 4 pixels with 0 objects. Try accumulate=2"):
         train(Greedy(), Told())
+    stopping = RunStopping(max_steps=None, max_minutes=None)
+    with pytest.raises(
+        OutOfMemoryError, match=r"in an evaluation: 1 images of 4 x 4 pixels .* Try a smaller image_size"
+    ):
+        evaluate(Greedy(), batches(1), Counter(), stopping, device=CPU)
 
 
 def test_a_non_finite_loss_in_the_last_step_is_told_too() -> None:
