@@ -199,7 +199,7 @@ def test_ctrl_c_reaches_every_process_and_the_run_goes_on_from_there(tmp_path: P
     assert b"resume=" in said
     done = lines_of(tmp_path / "run")[-1]["step"]
     again = subprocess.run(
-        [sys.executable, "-m", "detlab.run", "resume=run", f"max_steps={done + 2}"],
+        [sys.executable, "-m", "detlab.run", "resume=run", f"max_steps={done + 2}", "resume_anyway=true"],
         cwd=tmp_path,
         capture_output=True,
         check=False,

@@ -129,7 +129,7 @@ def test_a_run_does_not_go_on_with_other_keypoints(
 ) -> None:
     last = copied(trained) / "checkpoints" / "last.pt"
     changed(last, str(last), **{key: value})
-    assert detlab("resume=run", "epochs=2") == 2
+    assert detlab("resume=run", "epochs=2", "resume_anyway=true") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"detlab: run/checkpoints/last.pt: trained with keypoints.{key}=[")
 
@@ -140,12 +140,12 @@ def test_a_run_goes_on_with_another_skeleton_and_with_a_state_that_says_nothing_
 ) -> None:
     last = copied(trained) / "checkpoints" / "last.pt"
     changed(last, str(last), skeleton=[])
-    assert detlab("resume=run", "epochs=2") == 0
+    assert detlab("resume=run", "epochs=2", "resume_anyway=true") == 0
     assert keypoints_of(read(last)) == PERSON
     state = read(last)
     del state["keypoints"]
     torch.save(state, last)
-    assert detlab("resume=run", "epochs=3", "max_steps=9") == 0
+    assert detlab("resume=run", "epochs=3", "max_steps=9", "resume_anyway=true") == 0
     assert lines_of(Path("run"))[-1]["step"] == 9
 
 

@@ -85,7 +85,7 @@ def test_the_quick_recipe_gives_what_it_promises(detlab: Callable[..., int], tmp
 def test_a_sweep_of_seeds_runs_three_of_them(detlab: Callable[..., int], tmp_path: Path) -> None:
     assert detlab(*TINY, "sweep=seeds", "max_steps=1", "hydra.sweep.dir=sweep") == 0
     assert len(list((tmp_path / "sweep").glob("*/run.json"))) == 3
-    assert detlab("resume=sweep/1-seed=1", "max_steps=2") == 0  # goes on with that one
+    assert detlab("resume=sweep/1-seed=1", "max_steps=2", "resume_anyway=true") == 0  # goes on with that one
     assert lines_of(tmp_path / "sweep" / "1-seed=1")[-1]["step"] == 2
     assert not (tmp_path / "outputs").exists()
 
