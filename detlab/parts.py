@@ -73,14 +73,22 @@ def _rates(cfg: DictConfig, one: DictConfig, other: DictConfig, steps_per_epoch:
     return [made.lr_lambdas[0](step) for step in range(0, both, max(1, both // 1000))]
 
 
-def check_resumed(resumed: Resumed, origin: Origin, data: dict[str, DetectionDataset], steps_per_epoch: int) -> None:
-    """Refuse to go on from a state with other data, or with settings that change the result; see `detlab.resumption`.
+def check_same_data(resumed: Resumed, origin: Origin, data: dict[str, DetectionDataset]) -> None:
+    """Refuse to go on from a state with other data; see `detlab.resumption`.
 
     Raises:
         UserError: says what differs.
     """
     names = {part: list(images.image_names) for part, images in data.items()}
     check_data(resumed.path, resumed.content["data"], origin.data, names)
+
+
+def check_same_settings(resumed: Resumed, origin: Origin, steps_per_epoch: int) -> None:
+    """Refuse to go on from a state with settings that change the result, unless told to; see `detlab.resumption`.
+
+    Raises:
+        UserError: says what differs.
+    """
     then = saved_config(resumed.content["config"], resumed.path)
     # Where the schedule itself changed, that is a change of its own; only the present one, which is allowed, is built.
     rehearsed = cast(

@@ -86,8 +86,9 @@ def train(cfg: DictConfig) -> float:
     black_box = BlackBox(cfg.on_nonfinite == "skip", cfg.max_skipped, folder, origin, position, data["train"])
     state = TrainingState(model, optimizer, schedule, average, position)
     if resumed is not None:
-        parts.check_resumed(resumed, origin, data, batches.steps)
+        parts.check_same_data(resumed, origin, data)
         checkpoints.restore(resumed, state, objective=cfg.objective)
+        parts.check_same_settings(resumed, origin, batches.steps)
         del resumed  # as large as the model and more
     with (
         closing(batches),

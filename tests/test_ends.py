@@ -52,13 +52,13 @@ def weights(run: Path) -> list[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "devices", "whole_group"),
-    [(signal.SIGTERM, 1, False), (signal.SIGUSR1, 1, True), (signal.SIGTERM, 2, False), (signal.SIGTERM, 1, True)],
+    [(signal.SIGUSR1, 1, False), (signal.SIGTERM, 2, False), (signal.SIGTERM, 1, True)],
 )
 def test_a_schedulers_signal_saves_within_seconds_leaves_with_75_and_is_resumed_exactly(
     tmp_path: Path, number: signal.Signals, devices: int, whole_group: bool
 ) -> None:
     run = [o for o in TINY if not o.startswith(("dataset.train", "workers"))]
-    run += ["dataset.train_size=24", f"devices={devices}", "workers=1", "epochs=2", "model.norm=batch"]
+    run += ["dataset.train_size=16", f"devices={devices}", "workers=1", "epochs=1", "model.norm=batch"]
     alone = subprocess.run([*RUN, *run, "hydra.run.dir=alone"], cwd=tmp_path, capture_output=True, env=ONE_THREAD)
     assert alone.returncode == 0, alone.stderr
     process = started(tmp_path, *run)
@@ -69,7 +69,7 @@ def test_a_schedulers_signal_saves_within_seconds_leaves_with_75_and_is_resumed_
     assert process.returncode == 75, said
     assert said.strip().splitlines()[-1].startswith(f"detlab: {number.name}: the state is saved. Go on with: resume=")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
-    assert 2 <= read(tmp_path / "run" / "checkpoints" / "last.pt")["position"]["step"] < 24
+    assert 2 <= read(tmp_path / "run" / "checkpoints" / "last.pt")["position"]["step"] < 8
     resume(tmp_path)
     assert weights(tmp_path / "run") == weights(tmp_path / "alone")
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "alone")
@@ -159,7 +159,9 @@ def test_a_killed_process_ends_all_and_the_run_can_be_resumed(tmp_path: Path, pl
     assert time.monotonic() - killed < 30
     assert process.returncode not in (0, 75, 130)
     assert "a process died without a word" in said
-    assert not _left_over(process.pid)
+    while left := _left_over(process.pid):
+        assert time.monotonic() - killed < 30, left
+        time.sleep(0.1)
     done = subprocess.run(
         [*RUN, "resume=run"], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**ONE_THREAD, "HARM": place, "DETLAB_ALLOW": "harm"},
