@@ -74,6 +74,7 @@ def keep_as(path: Path, older: Path) -> None:
         path.replace(older)
     else:
         beside.replace(older)
+        beside.unlink(missing_ok=True)  # which stays where both were one file before
 
 
 def clear_unfinished(folder: Path) -> None:

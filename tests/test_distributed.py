@@ -72,6 +72,7 @@ def fail_in_the_second(kind: str) -> None:
     distributed.largest(1)  # waits for the other
 
 
+@pytest.mark.slow
 def test_processes_exchange_values_gradients_and_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert distributed.launch(exchange, 5, processes=2, minutes=1) == {
@@ -86,6 +87,7 @@ def test_processes_exchange_values_gradients_and_statistics(monkeypatch: pytest.
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "error", "said"),
     [

@@ -75,6 +75,7 @@ def test_a_schedulers_signal_saves_within_seconds_leaves_with_75_and_is_resumed_
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_signal_before_training_leaves_with_75_too(tmp_path: Path) -> None:
     # The data set waits, for ever.
     (tmp_path / "waiting.py").write_text(

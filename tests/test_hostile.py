@@ -173,6 +173,7 @@ def test_a_checkpoints_configuration_runs_no_code(how: str) -> None:
             saved_config(CONFIGS[how], Path("a.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["model", "config", "overrides", "whole"])
 def test_a_checkpoint_with_an_object_is_not_unpickled(place: str) -> None:
     content = a_checkpoint(**{place: Runs()}) if place != "whole" else Runs()
@@ -251,6 +252,7 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FILES)
 def test_a_hostile_annotation_file_ends_in_words(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "outside").mkdir()
@@ -338,6 +340,7 @@ RECORDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", RECORDS)
 def test_a_hostile_run_folder_ends_in_words(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path("run")

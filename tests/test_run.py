@@ -135,6 +135,7 @@ def test_a_new_rate_holds_from_where_a_run_is_resumed_and_other_batches_are_refu
     assert rates[0] != rates[2] == 0.0005
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_not_written_over(
     detlab: Detlab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

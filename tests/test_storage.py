@@ -90,6 +90,7 @@ def test_a_file_keeps_its_name_while_it_is_given_an_older_one(tmp_path: Path, mo
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("os.link", no_links)
+    (tmp_path / "previous").unlink()
     (tmp_path / "previous").write_text("old")
     storage.keep_as(tmp_path / "last", tmp_path / "previous")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"previous": "new"}

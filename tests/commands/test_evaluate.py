@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys: 
     content[len(content) // 2] ^= 1
     (tmp_path / "best.pt").write_bytes(content)
     (line,) = refused(capsys, str(tmp_path / "best.pt"))
-    assert "best.pt: damaged: the checksum of" in line
+    assert "best.pt: damaged: its checksum" in line
 
 
 def test_a_part_that_the_data_set_lacks_or_that_is_empty_is_refused(

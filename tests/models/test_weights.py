@@ -412,7 +412,8 @@ def test_a_model_from_coco_weights_is_rebuilt_from_its_checkpoint_without_them(
 def as_checkpoint(cfg: DictConfig, model: nn.Module, path: Path) -> None:
     config = OmegaConf.to_yaml(OmegaConf.create({"model": OmegaConf.to_container(cfg.model, resolve=True)}))
     class_map = {"names": ["cat", "dog"], "category_ids": [1, 2]}
-    content = {"format": 1, "config": config, "class_map": class_map, "model": model.state_dict()}
+    lists = {"overrides": [], "choices": {}}
+    content = {"format": 1, "config": config, "class_map": class_map, "model": model.state_dict(), **lists}
     storage.save(content, path)
 
 
