@@ -44,7 +44,7 @@ from detlab.config import (
 )
 from detlab.errors import UserError
 from detlab.locks import is_taken
-from detlab.resumption import changes, plain
+from detlab.resumption import HARMLESS, changes, end_of, holds_run, holds_state, plain
 from detlab.untrusted import json_of, saved_config
 
 AUTO = "auto"
@@ -259,16 +259,16 @@ def _run_to_go_on_with(texts: Sequence[str], own: Sequence[Override], flags: arg
     """
     if own:
         folder = Path(str(own[-1].value()))
-        if _holds_state(folder):
+        if holds_state(folder):
             return folder
-        if (folder / "checkpoints" / "best.pt").exists() and _state_of(folder) == "done":
+        if end_of(folder) == "done":
             raise UserError(
                 f"hydra.run.dir: {str(folder)!r} holds a finished run without last.pt; choose another folder."
             )
     unfinished = [
         path.parent
         for path in Path("outputs").glob("*/*/run.json")
-        if _holds_state(path.parent) and _state_of(path.parent) != "done" and not is_taken(path.parent)
+        if holds_state(path.parent) and end_of(path.parent) != "done" and not is_taken(path.parent)
     ]
     if not unfinished:
         return None
@@ -286,28 +286,15 @@ def _run_to_go_on_with(texts: Sequence[str], own: Sequence[Override], flags: arg
     return next((folder for folder in unfinished if _is_run_of(folder, now)), None)
 
 
-def _holds_state(folder: Path) -> bool:
-    states = (folder / "checkpoints" / name for name in ("last.pt", "previous.pt"))
-    return (folder / "run.json").is_file() and any(state.is_file() for state in states)
-
-
-def _state_of(folder: Path) -> str | None:
-    """How a run ended, as its record says; None where that cannot be read."""
-    try:
-        return json_of(folder / "run.json")["state"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _is_run_of(folder: Path, now: dict[str, Any]) -> bool:
-    """Whether a run had this configuration, but for keys that change no result."""
+    """Whether a run had this configuration, but for keys that change no result; other places are another run."""
     path = folder / "config.yaml"
     try:
         then = plain(saved_config(path.read_text(encoding="utf-8"), path))
     except (OSError, ValueError, UserError):
         return False
     # A run writes down what it took `auto` for.
-    return all(value == "auto" for _, value in changes(then, now).values())
+    return all(value == "auto" for _, value in changes(then, now, passed_over=HARMLESS).values())
 
 
 def _kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:
@@ -653,7 +640,7 @@ def _folder_faults(cfg: DictConfig, kind: str) -> list[str]:
         folder = str(OmegaConf.select(cfg, key))
         if folder == run_folder(kind):
             folder = str(claim_run_folder(kind))
-        elif cfg.resume is None and kind == "run" and any(Path(folder).glob("checkpoints/*.pt")):
+        elif cfg.resume is None and kind == "run" and holds_run(Path(folder)):
             return [
                 f"{key}: {folder!r} holds a run already; resume={folder} goes on with it, or choose another folder."
             ]

@@ -15,11 +15,14 @@ from detlab.untrusted import json_of, saved_config
 
 log = logging.getLogger(__name__)
 
-# Keys that change no number of a run, at most when it ends. Where data lie is none either: what they are tells their fingerprint.
+# Keys that change no number of a run, at most when it ends.
 HARMLESS = (
     "name", "tags", "workers", "timeout", "log_every", "profile", "max_minutes", "max_skipped", "patience", "stop_at",
-    "checkpoint", "resume", "resume_anyway", "allow", "model.weights", "dataset.root", "dataset.cache", "dataset.url",
-    "dataset.md5", "dataset.data", "dataset.split_file",
+    "checkpoint", "resume", "resume_anyway", "allow", "dataset.cache",
+)  # fmt: skip
+# Keys that say where something lies. A state has the weights, and which data it goes on with tells their fingerprint.
+PLACES = (
+    "model.weights", "dataset.root", "dataset.url", "dataset.md5", "dataset.data", "dataset.split_file",
 )  # fmt: skip
 # Keys that matter where the rates of the steps to come depend on the length of the run.
 LENGTH = ("epochs", "max_steps")
@@ -28,12 +31,12 @@ Changes = dict[str, tuple[Any, Any]]
 ABSENT = "not there"
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    """Of two configurations, resolved and plain, the keys whose values differ and may change a result, with both values."""
+def changes(then: Mapping[str, Any], now: Mapping[str, Any], *, passed_over: tuple[str, ...]) -> Changes:
+    """Of two configurations, resolved and plain, the keys whose values differ, with both values; but for some."""
     before, after = dict(_flat(then)), dict(_flat(now))
     keys = [*before, *(key for key in after if key not in before)]
     pairs = {key: (before.get(key, ABSENT), after.get(key, ABSENT)) for key in keys}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not _below(key, HARMLESS)}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not _below(key, passed_over)}
 
 
 def _below(key: str, tops: tuple[str, ...]) -> bool:
@@ -64,6 +67,25 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def holds_state(run: Path) -> bool:
+    """Whether a folder holds what a run can go on from."""
+    states = (run / "checkpoints" / name for name in ("last.pt", "previous.pt"))
+    return (run / "run.json").is_file() and any(state.is_file() for state in states)
+
+
+def end_of(run: Path) -> str | None:
+    """How a run ended, as its record says: `running`, `done`, ...; None where it does not."""
+    try:
+        return json_of(run / "run.json")["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds what a new run there would write over: weights, or the records of a run that was finished."""
+    return any(folder.glob("checkpoints/*.pt")) or end_of(folder) == "done"
+
+
 def check_config(path: Path, then: str, cfg: DictConfig, *, same_rates: bool) -> None:
     """Refuse to go on from a state with a configuration that changes the result; with `resume_anyway`, say it.
 
@@ -76,7 +98,7 @@ def check_config(path: Path, then: str, cfg: DictConfig, *, same_rates: bool) ->
     Raises:
         UserError: names each key with both values.
     """
-    found = changes(plain(saved_config(then, path)), plain(cfg))
+    found = changes(plain(saved_config(then, path)), plain(cfg), passed_over=(*HARMLESS, *PLACES))
     if same_rates:
         found = {key: pair for key, pair in found.items() if key not in LENGTH}
     if not found:

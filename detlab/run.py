@@ -16,6 +16,7 @@ from detlab.errors import UserError
 from detlab.jobs import Jobs
 from detlab.locks import alone_in
 from detlab.preflight import preflight
+from detlab.resumption import holds_run
 from detlab.signals import Interrupted, exit_status
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def run(cfg: DictConfig) -> float:
 
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.resume is None and any(folder.glob("checkpoints/*.pt")):
+    if cfg.resume is None and holds_run(folder):
         raise UserError(f"{folder}: holds a run already; resume it, or choose another folder.")
     settle(cfg.model)
     processes = processes_for(cfg.devices, cfg.device)

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,13 @@ def config(**changed: Any) -> dict[str, Any]:
     ],
 )
 def test_a_changed_key_counts_where_it_may_change_the_result(changed: dict[str, Any], found: dict[str, Any]) -> None:
-    assert resumption.changes(config(), config(**changed)) == found
+    known = (*resumption.HARMLESS, *resumption.PLACES)
+    assert resumption.changes(config(), config(**changed), passed_over=known) == found
+
+
+def test_for_resume_auto_other_places_are_another_run() -> None:
+    moved = config(dataset={"root": "b", "fraction": 1.0}, workers=0)
+    assert resumption.changes(config(), moved, passed_over=resumption.HARMLESS) == {"dataset.root": ("a", "b")}
 
 
 def test_a_changed_length_is_taken_where_it_changes_no_rate_else_refused_or_said(
@@ -188,6 +195,12 @@ def test_resume_auto_goes_on_with_its_folder_else_with_the_newest_unfinished_run
         assert detlab(*run, "max_steps=1", "hydra.run.dir=mine") == 0
         assert said in capfd.readouterr().err
     assert len(list(tmp_path.glob("outputs/*/*"))) == 2
+    # A finished run is not written over, though its checkpoints are gone.
+    shutil.rmtree(tmp_path / "mine" / "checkpoints")
+    for resume in ("resume=auto", "resume=null"):
+        assert detlab(*run, resume, "max_steps=1", "hydra.run.dir=mine") == 2
+        assert "mine" in capfd.readouterr().err
+    assert (tmp_path / "mine" / "metrics.jsonl").exists()
 
 
 def test_two_processes_do_not_train_in_one_folder(

@@ -77,7 +77,7 @@ def differences(run: Path, record: Mapping[str, Any], cfg: Any) -> Iterator[str]
     from detlab import parts, records
     from detlab.data.fingerprint import fingerprint
     from detlab.engine import select_device
-    from detlab.resumption import changes, plain
+    from detlab.resumption import HARMLESS, changes, plain
 
     path = run / "config.yaml"
     try:
@@ -85,7 +85,7 @@ def differences(run: Path, record: Mapping[str, Any], cfg: Any) -> Iterator[str]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
     # A run writes down what it took `auto` for.
-    settings = {key: pair for key, pair in changes(then, plain(cfg)).items() if pair[1] != "auto"}
+    settings = {key: pair for key, pair in changes(then, plain(cfg), passed_over=HARMLESS).items() if pair[1] != "auto"}
     yield from (f"{key}: {before} -> {now}" for key, (before, now) in settings.items())
     data = {part: fingerprint(images) for part, images in parts.data_sets(cfg).items()}
     yield from _different("data, the fingerprint of", record["fingerprints"], data)
