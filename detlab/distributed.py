@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import distributed_c10d
 
-from detlab.signals import SIGNALS, Interrupted, exit_status, handling
+from detlab.signals import SIGNALS, Interrupted, exit_status, handling, name_of
 
 # What torch's launcher says of its progress, and of a failure, which is told once, by us.
 _TORCH_LOGGERS = (
@@ -233,10 +233,8 @@ def launch(work: Callable[[Any], Any], argument: Any, *, processes: int, minutes
             failure = _failure(Path(scratch), ended["error"])
             # Interrupted before it could save, or a second time: no failure, and the end of a sweep too.
             if came and isinstance(failure, WorkerFailedError):
-                name = signal.Signals(came[0]).name
-                raise Interrupted(
-                    f"{name}: left at once; resume goes on from the last state.", exit_status(came[0])
-                ) from failure
+                said = f"{name_of(came[0])}: left at once; resume goes on from the last state."
+                raise Interrupted(said, exit_status(came[0])) from failure
             raise failure
     return ended["results"][0]
 

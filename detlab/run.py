@@ -17,7 +17,7 @@ from detlab.jobs import Jobs
 from detlab.locks import alone_in
 from detlab.preflight import preflight
 from detlab.resumption import holds_run
-from detlab.signals import Interrupted, exit_status
+from detlab.signals import Interrupted, exit_status, name_of
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def train(cfg: DictConfig) -> float:
             score_held_out(cfg, model, data["test"], position, stopping, writer, checkpoints, device)
         if stopping.ended_by is not None:
             raise Interrupted(
-                f"{stopping.ended_by.name}: the state is saved. Go on with: resume={folder}",
+                f"{name_of(stopping.ended_by)}: the state is saved. Go on with: resume={folder}",
                 exit_status(stopping.ended_by),
             )
         writer.hyper_parameters(records.hyper_parameters(cfg), position.last_metrics)

@@ -29,6 +29,11 @@ class Interrupted(KeyboardInterrupt):
         return str(self.args[0])
 
 
+def name_of(number: int) -> str:
+    """What a user calls a signal: Ctrl-C, or its own name."""
+    return "Ctrl-C" if number == signal.SIGINT else Signals(number).name
+
+
 def exit_status(number: int) -> int:
     """The exit status of a process that left on a signal."""
     return 130 if number == signal.SIGINT else REQUEUE
@@ -53,7 +58,7 @@ def leaving_at_once() -> Iterator[None]:
     """Outside of training, a scheduler's signal ends a process at once, with `Interrupted`; Ctrl-C is as Python has it."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(f"{Signals(number).name}: left outside of training; run it again.", REQUEUE)
+        raise Interrupted(f"{name_of(number)}: left outside of training; run it again.", REQUEUE)
 
     with handling((signal.SIGTERM, signal.SIGUSR1), leave):
         yield

@@ -9,7 +9,7 @@ from signal import Signals
 from types import FrameType
 
 from detlab import distributed
-from detlab.signals import SIGNALS, handling
+from detlab.signals import SIGNALS, handling, name_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class RunStopping:
     def _take(self, agreed: int) -> None:
         if agreed >= 4:
             self.ended_by = Signals(agreed // 4)
-            self.reason = self.ended_by.name
+            self.reason = name_of(self.ended_by)
         elif agreed:
             self.reason = "max_steps" if agreed >= 2 else "max_minutes"
 
@@ -64,7 +64,7 @@ class RunStopping:
             raise KeyboardInterrupt
         if not self._signal:
             again = "; press it again to leave at once" if number == signal.SIGINT else ""
-            log.info("%s: the state is saved after this step%s", Signals(number).name, again)
+            log.info("%s: the state is saved after this step%s", name_of(number), again)
         self._signal = self._signal or number
 
     def __enter__(self) -> RunStopping:

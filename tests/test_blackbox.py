@@ -136,4 +136,4 @@ def test_what_is_no_crash_is_refused_in_a_line(tmp_path: Path, capsys: pytest.Ca
     assert detlab_command(["replay", str(tmp_path / "a.pt")]) == 2
     assert "not a file that torch.save wrote" in capsys.readouterr().err
     assert detlab_command(["replay", str(tmp_path)]) == 2
-    assert "crash.pt: no such file" in capsys.readouterr().err
+    assert "holds no crash.pt; none of its steps broke down" in capsys.readouterr().err

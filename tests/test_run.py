@@ -188,7 +188,7 @@ def test_ctrl_c_saves_the_state_leaves_with_130_and_can_be_resumed(detlab: Detla
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1].startswith("detlab: SIGINT: the state is saved. Go on with: resume=")
+    assert said.strip().splitlines()[-1].startswith("detlab: Ctrl-C: the state is saved. Go on with: resume=")
     assert "Traceback" not in said
     step = read(tmp_path / "a" / "checkpoints" / "last.pt")["position"]["step"]
     assert step >= 2

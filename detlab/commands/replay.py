@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     from detlab.blackbox import NAME
 
     path = arguments.crash / NAME if arguments.crash.is_dir() else arguments.crash
+    if arguments.crash.is_dir() and not path.exists():
+        raise UserError(f"{arguments.crash}: holds no {NAME}; none of its steps broke down, or it is no run's folder.")
     told = replay(path, device=arguments.device)
     if arguments.json:
         print(json.dumps(told))
