@@ -16,7 +16,7 @@ from detlab.chance import seed_all
 from detlab.checkpoint import Origin, Position
 from detlab.engine import NonFiniteStep, NormStatistics, losses_of, said_of
 from detlab.errors import NonFiniteLossError
-from detlab.structures import FIELD_OF, DetectionDataset
+from detlab.structures import FIELD_OF, Batch, DetectionDataset
 
 log = logging.getLogger(__name__)
 
@@ -44,40 +44,47 @@ class BlackBox:
     dataset: DetectionDataset
 
     def record(self, failed: NonFiniteStep) -> None:
-        """Write `crash.pt`: batches, losses, gradient norms, chance and weights; all processes call it together.
+        """Write `crash.pt`: batches, seeds, losses, gradient norms and weights; all processes call it together.
 
         Raises:
             NonFiniteLossError: unless `on_nonfinite` is `skip`, and fewer steps than `max_skipped` were left out before.
         """
-        said, path = said_of(failed), self.folder / NAME
+        said = said_of(failed)
         share = {
             "seed": failed.seed,
-            "generator": torch.get_rng_state(),
             "batches": [_plain_batch(batch, failed) for batch in failed.batches],
             "losses": [{name: value.detach().cpu() for name, value in part.items()} for part in failed.own_losses],
             "culprits": dict(culprits(failed)),
         }
         shares = distributed.gather(share)
         found = distributed.broadcast({i: names for part in shares for i, names in part["culprits"].items()})
-        if distributed.first():
-            crash = {
-                "step": failed.step,
-                "lr": failed.lr,
-                "precision": failed.device.precision,
-                "iou_types": list(failed.iou_types),
-                "losses": {name: float(value) for name, value in failed.losses.items()},
-                "gradient_norms": gradient_norms(failed.model),
-                "processes": shares,
-            }
-            storage.save({**self.origin.record(), "model": failed.model.state_dict(), "crash": crash}, path)
+        kept = self._keep(failed, shares) if distributed.first() else ""
         self.position.skipped += 1
         said = f"{said} {self._blame(found)}"
         if not self.skips:
-            raise NonFiniteLossError(f"{said}\nTo repeat the step: detlab replay {path}")
+            raise NonFiniteLossError(f"{said}\n{kept}")
         if self.position.skipped > self.max_skipped:
             limit = f"More than max_skipped={self.max_skipped} steps were left out."
-            raise NonFiniteLossError(f"{said}\n{limit} To repeat this one: detlab replay {path}")
-        log.warning("left out: %s Kept in %s", said, path)
+            raise NonFiniteLossError(f"{said}\n{limit} {kept}")
+        log.warning("left out: %s %s", said, kept)
+
+    def _keep(self, failed: NonFiniteStep, shares: list[dict[str, Any]]) -> str:
+        """Write the file; what to do with it, or why it is not there, which must not hide what broke down."""
+        path = self.folder / NAME
+        crash = {
+            "step": failed.step,
+            "lr": failed.lr,
+            "precision": failed.device.precision,
+            "iou_types": list(failed.iou_types),
+            "losses": {name: float(value) for name, value in failed.losses.items()},
+            "gradient_norms": gradient_norms(failed.model),
+            "processes": shares,
+        }
+        try:
+            storage.save({**self.origin.record(), "model": failed.model.state_dict(), "crash": crash}, path)
+        except OSError as error:
+            return f"It could not be kept ({error})."
+        return f"To repeat it: detlab replay {path}"
 
     def _blame(self, found: Mapping[int, list[str]]) -> str:
         if not found:
@@ -87,7 +94,7 @@ class BlackBox:
         return f"Not finite alone: image {'; image '.join(told)}."
 
 
-def _plain_batch(batch: tuple[list[Tensor], list[Any]], failed: NonFiniteStep) -> dict[str, Any]:
+def _plain_batch(batch: Batch, failed: NonFiniteStep) -> dict[str, Any]:
     """A micro-batch as plain tensors, with what of its targets is learnt."""
     images, targets = batch
     fields = dict.fromkeys(("boxes", "labels", *(FIELD_OF[iou_type] for iou_type in failed.iou_types)))

@@ -19,11 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from detlab import distributed
 from detlab.chance import derived_seed, seed_all
 from detlab.errors import NonFiniteLossError, OutOfMemoryError, UserError
-from detlab.structures import FIELD_OF, IouType, Prediction
+from detlab.structures import FIELD_OF, Batch, IouType, Prediction
 
 log = logging.getLogger(__name__)
-
-Batch = tuple[list[Tensor], list[Any]]  # images uint8 [3, H, W], targets
 
 
 class Evaluator(Protocol):

@@ -88,7 +88,7 @@ class Jobs:
     def _summary(self) -> int:
         print("jobs done:", *self._done or ["none"], sep="\n  ")
         if self._failed:
-            failed = [f"{name}: {error}" for name, error in self._failed]
+            failed = [printable(f"{name}: {error}") for name, error in self._failed]
             print("detlab: failed jobs, the others are done:", *failed, sep="\n  ", file=sys.stderr)
         return 1 if self._failed else 0
 

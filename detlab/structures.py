@@ -125,6 +125,9 @@ class Prediction(TypedDict):
 
 
 Sample = tuple[Tensor, Target]  # image: uint8 [3, H, W]
+Batch = tuple[
+    list[Tensor], list[Any]
+]  # images of any size, and their targets; what is not ours may hold more than `Target` says
 
 
 @dataclass(frozen=True)

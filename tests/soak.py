@@ -34,7 +34,6 @@ MOBILENET = (
 MODELS = {"maskrcnn": TINY, "mobilenet": MOBILENET}
 # Where a save can be cut short: before each of these calls, the n-th time that it is made.
 CALLS = ("write", "fsync", "rename", "link")
-ENDS = {"killed": 0, "in a write": 0, "in a fsync": 0, "in a rename": 0, "in a link": 0}
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, lines_of
@@ -30,7 +32,7 @@ class Poisoned(nn.Module):
 
     def forward(self, images, targets=None):
         result = self.detector(images, targets)
-        if self.training and any(float(image[:, 0, 0].sum()) == 0 for image in images):
+        if self.training and self.loss in result and any(float(image[:, 0, 0].sum()) == 0 for image in images):
             if self.how == "loss":
                 result[self.loss] = result[self.loss] * float("nan")
             else:  # a loss that is finite, with a gradient that is not
@@ -129,6 +131,53 @@ def test_steps_are_left_out_up_to_a_limit(
     state = read(tmp_path / "other" / "checkpoints" / "last.pt")
     assert state["position"]["skipped"] == 2
     assert all(bool(weight.isfinite().all()) for weight in state["model"].values())
+
+
+def test_a_black_box_that_finds_no_room_does_not_hide_what_broke_down(
+    detlab: Detlab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(content: Any, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("detlab.blackbox.storage.save", full)
+    run = (*TINY, "optimizer.lr=1e30", "schedule.warmup_steps=0", "hydra.run.dir=run")
+    assert detlab(*run) == 1
+    said = capsys.readouterr().err
+    assert "detlab: non-finite" in said
+    assert "It could not be kept ([Errno 28] No space left on device: 'run/crash.pt')" in said.replace(
+        f"{tmp_path}/", ""
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_a_step_that_is_left_out(
+    detlab: Detlab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*poison(tmp_path, monkeypatch, "maskrcnn", "loss_mask"), "on_nonfinite=skip", "devices=2"]
+    assert detlab(*run) == 0
+    capsys.readouterr()
+    losses = [line["train/loss_mask"] for line in lines_of(tmp_path / "run") if "train/loss" in line]
+    assert losses.count(None) == 1
+    assert len(losses) == 4
+    assert len(read(tmp_path / "run" / "crash.pt")["crash"]["processes"]) == 2
+    assert detlab_command(["replay", "run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["culprits"] == {"3": ["loss_mask"]}
+    assert [part["loss_mask"] == "nan" for part in told["losses"]].count(True) == 1
+
+
+@pytest.mark.slow
+def test_a_job_that_breaks_down_in_one_process_fails_in_all_and_the_next_begins_clean(
+    detlab: Detlab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [
+        o for o in poison(tmp_path, monkeypatch, "maskrcnn", "loss_mask") if not o.startswith(("+model.loss", "hydra"))
+    ]
+    assert detlab("-m", *run, "devices=2", "+model.loss=loss_mask,loss_none", "hydra.sweep.dir=sweep") == 1
+    said = capsys.readouterr()
+    assert said.err.count("non-finite loss in step") == 1
+    states = {path.parent.name[0]: json.loads(path.read_text())["state"] for path in tmp_path.glob("sweep/*/run.json")}
+    assert states == {"0": "failed", "1": "done"}
 
 
 def test_what_is_no_crash_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

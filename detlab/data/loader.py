@@ -20,13 +20,12 @@ from detlab.data.augmentations import checked_sample, make_ready
 from detlab.data.grouping import groups_by_aspect_ratio, in_groups
 from detlab.data.transforms import Tally, Transform, apply, trainable_objects
 from detlab.errors import UserError
-from detlab.structures import DetectionDataset, Sample, Target
+from detlab.structures import Batch, DetectionDataset, Sample, Target
 
 log = logging.getLogger(__name__)
 
 _SECONDS_AFTER_SIGTERM = 20
 
-Batch = tuple[list[torch.Tensor], list[Any]]  # images uint8 [3, H, W], targets
 TalliedSample = tuple[torch.Tensor, Target, Tally]
 
 
