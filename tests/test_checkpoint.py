@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import json
 import logging
+import os
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -214,3 +216,27 @@ def test_two_processes_do_not_train_in_one_folder(
         assert detlab(*TINY, "hydra.run.dir=a") == 2
         assert "another process is training there now" in capsys.readouterr().err
     assert not is_taken(tmp_path / "a")
+
+
+@pytest.mark.long
+def test_no_damage_to_a_real_state_goes_unseen(detlab: Detlab, tmp_path: Path) -> None:
+    # Seven minutes: each of 1,100 damages is looked for in all of a file of hundreds of megabytes.
+    assert detlab(*TINY, "max_steps=2", "hydra.run.dir=a") == 0
+    path = tmp_path / "a" / "checkpoints" / "last.pt"
+    size, chance = path.stat().st_size, random.Random(0)
+    for place in sorted(chance.randrange(size) for _ in range(1000)):
+        with path.open("r+b") as file:
+            file.seek(place)
+            (byte,) = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte ^ (1 << chance.randrange(8))]))
+            file.flush()
+            with pytest.raises(storage.DamagedFileError):
+                read(path)
+            file.seek(place)
+            file.write(bytes([byte]))
+    read(path)
+    for length in sorted((chance.randrange(size) for _ in range(100)), reverse=True):
+        os.truncate(path, length)
+        with pytest.raises(storage.DamagedFileError):
+            read(path)
