@@ -1,0 +1,313 @@
+"""RoIAlign as matrix products: torchvision's results, with a backward pass that uses all cores.
+
+RoIAlign (He et al., 2017) is linear in the feature map, and separable: a bin's row is a weighted sum of the map's rows, its column
+of the columns. So the regions are one matrix, bins by cells, times the maps, cells by channels; and the gradient is the transposed
+matrix times the bins' gradients. torchvision's CPU kernel adds that gradient cell by cell in one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision import ops
+from torchvision.ops import poolers
+from torchvision.ops._utils import convert_boxes_to_roi_format
+
+from detlab.errors import UserError
+
+Method = Literal["torchvision", "dense", "sparse"]
+METHODS: tuple[Method, ...] = ("torchvision", "dense", "sparse")
+
+
+def _samples(start: Tensor, bin_size: Tensor, bins: int, sampling_ratio: int, extent: int) -> tuple[Tensor, Tensor]:
+    """Along one axis, the cells that each bin of each region reads, and with which weight.
+
+    Args:
+        start: where the regions begin, in cells, `[K]`.
+        bin_size: of their bins, in cells, `[K]`.
+        bins: of a region.
+        sampling_ratio: points in a bin; 0 or less for as many as the bin has cells.
+        extent: of the map, in cells.
+
+    Returns:
+        Cells int64 `[K, bins, 2 S]` and weights `[K, bins, 2 S]`, for S points, or the most that a region has; unused ones weigh 0.
+    """
+    if sampling_ratio > 0:
+        counts = torch.full_like(start, sampling_ratio)
+        most = sampling_ratio
+    else:
+        counts = bin_size.ceil()
+        most = max(1, int(counts.max())) if len(counts) else 1
+    step = torch.arange(most, dtype=start.dtype, device=start.device)
+    # A region without extent has no points by itself; torchvision divides by at least one.
+    places = (step + 0.5) * (bin_size / counts.clamp(min=1))[:, None]
+    offsets = torch.arange(bins, dtype=start.dtype, device=start.device)[:, None] * bin_size[:, None, None]
+    points = start[:, None, None] + offsets + places[:, None]
+    used = (step < counts[:, None])[:, None] & (points >= -1) & (points <= extent)
+    points = points.clamp(min=0)
+    low = points.floor().clamp(max=extent - 1)
+    # Beyond the centre of the last cell there is but that cell.
+    high_weight = torch.where(low >= extent - 1, 0, points - low)
+    weight = used / counts.clamp(min=1)[:, None, None]
+    cells = torch.cat([low, (low + 1).clamp(max=extent - 1)], -1).long()
+    return cells, torch.cat([weight * (1 - high_weight), weight * high_weight], -1)
+
+
+def _axes(
+    rois: Tensor, output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool, extents: Sequence[int]
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`_samples` of rows and of columns for boxes `[K, 4]`, xyxy in pixels of the image."""
+    boxes = rois * scale - (0.5 if aligned else 0.0)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    if not aligned:
+        sizes = sizes.clamp(min=1)
+    found = []
+    for axis, bins, extent in ((1, output_size[0], extents[0]), (0, output_size[1], extents[1])):
+        found.append(_samples(boxes[:, axis], sizes[:, axis] / bins, bins, sampling_ratio, extent))
+    return found[0], found[1]
+
+
+def _dense_axis(cells: Tensor, weights: Tensor, extent: int) -> Tensor:
+    """An interpolation along one axis as a matrix, `[K, bins, extent]`."""
+    return weights.new_zeros((*cells.shape[:2], extent)).scatter_add_(2, cells, weights)
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What the regions on one map read: of bin rows and bin columns, cells and weights."""
+
+    images: Tensor  # int64 [K], the image of each
+    rows: tuple[Tensor, Tensor]  # [K, P, 2 S]
+    columns: tuple[Tensor, Tensor]  # [K, Q, 2 S]
+
+
+def _dense(features: Tensor, reads: _Reads) -> Tensor:
+    """Maps `[B, C, H, W]` to bins `[K, P, Q, C]` by two small matrix products, one an axis; autograd knows their backward."""
+    _, channels, height, width = features.shape
+    down = _dense_axis(*reads.rows, height).to(features.dtype)
+    across = _dense_axis(*reads.columns, width).to(features.dtype)
+    bins = []
+    for image, cells in enumerate(features.permute(0, 2, 3, 1)):
+        here = (reads.images == image).nonzero()[:, 0]
+        rows = down[here].reshape(-1, height)
+        strips = (rows @ cells.reshape(height, width * channels)).view(len(here), down.shape[1], width, channels)
+        bins.append((here, across[here][:, None] @ strips))
+    order = torch.cat([here for here, _ in bins])
+    return torch.cat([pooled for _, pooled in bins])[torch.argsort(order)]
+
+
+class _SparseProduct(torch.autograd.Function):
+    """A sparse matrix times cells by channels, and its transpose: torch's `embedding_bag` is that product, over all cores."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """Cells `[N, C]`, index and weight `[M, S]` to `[M, C]`."""
+        ctx.save_for_backward(index, weight)
+        ctx.count = len(cells)
+        return functional.embedding_bag(index, cells, mode="sum", per_sample_weights=weight.to(cells.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The transposed product: for each cell the bins that read it."""
+        index, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        flat = index.flatten()
+        order = torch.argsort(flat, stable=True)
+        counts = torch.bincount(flat, minlength=ctx.count)
+        offsets = torch.cumsum(counts, 0) - counts
+        bins = torch.div(order, index.shape[1], rounding_mode="floor")
+        weights = weight.flatten()[order].to(gradient.dtype)
+        return functional.embedding_bag(bins, gradient, offsets, mode="sum", per_sample_weights=weights), None, None
+
+
+def _sparse(features: Tensor, reads: _Reads) -> Tensor:
+    """Maps `[B, C, H, W]` to bins `[K, P, Q, C]` by one product with a sparse matrix of bins by cells."""
+    batch, channels, height, width = features.shape
+    (down, down_weight), (across, across_weight) = reads.rows, reads.columns
+    rows = reads.images[:, None, None] * height + down
+    index = rows[:, :, None, :, None] * width + across[:, None, :, None, :]
+    weight = down_weight[:, :, None, :, None] * across_weight[:, None, :, None, :]
+    shape = index.shape[:3]
+    cells = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    product = cast(Tensor, _SparseProduct.apply(cells, index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)))
+    return product.view(*shape, channels)
+
+
+_PRODUCTS: dict[str, Callable[[Tensor, _Reads], Tensor]] = {"dense": _dense, "sparse": _sparse}
+
+
+def _pooled(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    images: Tensor,
+    levels: Tensor,
+    output_size: tuple[int, int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    method: str,
+) -> Tensor:
+    """Bins `[K, C, P, Q]` of boxes `[K, 4]`, each on the map that `levels` names, of the image that `images` names.
+
+    By the products they are, in memory, channels last, as the maps are best too.
+    """
+    parts: list[Tensor] = []
+    order: list[Tensor] = []
+    for level, (maps, scale) in enumerate(zip(features, scales, strict=True)):
+        here = (levels == level).nonzero()[:, 0]
+        if method == "torchvision":
+            rois = torch.cat([images[here, None].to(maps.dtype), boxes[here].to(maps.dtype)], 1)
+            parts.append(ops.roi_align(maps, rois, output_size, scale, sampling_ratio, aligned).permute(0, 2, 3, 1))
+        else:
+            rows, columns = _axes(boxes[here], output_size, scale, sampling_ratio, aligned, maps.shape[2:])
+            with torch.autocast(maps.device.type, enabled=False):
+                parts.append(_PRODUCTS[method](maps, _Reads(images[here], rows, columns)))
+        order.append(here)
+    pooled = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.argsort(torch.cat(order))]
+    return pooled.permute(0, 3, 1, 2)
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    method: str = "auto",
+) -> Tensor:
+    """`torchvision.ops.roi_align`: average values of regions of maps, by bilinear interpolation.
+
+    Args:
+        input: maps `[B, C, H, W]`, float.
+        boxes: xyxy in pixels: `[K, 5]` with the index of the image first, or a list of B times `[K_b, 4]`.
+        output_size: bins of a region, rows and columns.
+        spatial_scale: cells a pixel.
+        sampling_ratio: points along a bin's side; 0 or less for as many as the bin has cells.
+        aligned: whether the centre of a cell is half a cell from its border.
+        method: `torchvision`, `dense`, `sparse`, or `auto`: the one that was measured to be the fastest; see `fastest`.
+
+    Returns:
+        `[K, C, P, Q]` in the type of `input`.
+    """
+    size = (output_size, output_size) if isinstance(output_size, int) else (output_size[0], output_size[1])
+    together = convert_boxes_to_roi_format(boxes) if isinstance(boxes, list) else boxes
+    chosen = fastest([input], len(together), size, sampling_ratio) if method == "auto" else method
+    images, levels = together[:, 0].long(), together.new_zeros(len(together), dtype=torch.int64)
+    settings = (size, [spatial_scale], sampling_ratio, aligned, chosen)
+    return _pooled([input], together[:, 1:], images, levels, *settings)
+
+
+# Another method than the usual winner must be clearly faster: one run, resumed, should not choose differently by chance.
+_MARGIN = 1.5
+_MEASURED_REGIONS = 64
+_chosen: dict[tuple[Any, ...], str] = {}
+
+
+def fastest(features: Sequence[Tensor], regions: int, output_size: tuple[int, int], sampling_ratio: int) -> str:
+    """The method that takes the least time, forward and backward, for maps and regions like these on their device.
+
+    It is measured once in a process for each type, number of channels and, to a power of two, number of cells and of regions;
+    `sparse` where no other is clearly faster.
+
+    Args:
+        features: maps `[B, C, H, W]`, of which the largest is measured.
+        regions: how many.
+        output_size: bins of a region.
+        sampling_ratio: points along a bin's side.
+    """
+    largest = max(features, key=lambda maps: maps.shape[2] * maps.shape[3])
+    _, channels, height, width = largest.shape
+    sizes = ((height * width).bit_length(), min(regions, _MEASURED_REGIONS).bit_length())
+    key = (largest.device.type, largest.dtype, channels, *sizes, output_size, sampling_ratio)
+    if key not in _chosen:
+        seconds = {method: _seconds(method, largest, 2 ** sizes[1], output_size, sampling_ratio) for method in METHODS}
+        best = min(seconds, key=lambda method: seconds[method])
+        _chosen[key] = best if seconds[best] * _MARGIN < seconds["sparse"] else "sparse"
+    return _chosen[key]
+
+
+def _seconds(method: str, like: Tensor, regions: int, output_size: tuple[int, int], sampling_ratio: int) -> float:
+    """The least time of three that a method takes on one map like that one; draws nothing from torch's chance."""
+    _, channels, height, width = like.shape
+    with torch.inference_mode(False), torch.enable_grad():
+        maps = torch.ones((1, channels, height, width), dtype=like.dtype, device=like.device)
+        maps = maps.contiguous(memory_format=torch.channels_last).requires_grad_()
+        corner = torch.linspace(0, 0.7, regions, device=like.device)[:, None]
+        extent = torch.tensor([width, height], device=like.device)
+        boxes = torch.cat([corner * 0, corner * extent, (corner + 0.3) * extent], 1)
+        measured = []
+        for _ in range(3):
+            started = _clock(like.device)
+            roi_align(maps, boxes, output_size, 1.0, sampling_ratio, method=method).sum().backward()
+            measured.append(_clock(like.device) - started)
+    return min(measured)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class MultiScaleRoIAlign(ops.MultiScaleRoIAlign):
+    """`torchvision.ops.MultiScaleRoIAlign`, with its arguments and results, by the fastest method.
+
+    Args:
+        featmap_names: the maps that are pooled from.
+        output_size: bins of a region, rows and columns.
+        sampling_ratio: points along a bin's side; 0 or less for as many as the bin has cells.
+        canonical_scale: side in pixels of a region that is pooled from level `canonical_level` (Lin et al., 2017, eq. 1).
+        canonical_level: that level, the logarithm of its pixels a cell.
+        aligned: whether the centre of a cell is half a cell from its border; torchvision's pools are not aligned.
+        method: `torchvision`, `dense`, `sparse`, or `auto`: the one that was measured to be the fastest; see `fastest`.
+
+    Raises:
+        UserError: another method.
+    """
+
+    def __init__(
+        self,
+        featmap_names: list[str],
+        output_size: int | tuple[int] | list[int],
+        sampling_ratio: int,
+        *,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
+        aligned: bool = False,
+        method: str = "auto",
+    ) -> None:
+        scale = {"canonical_scale": canonical_scale, "canonical_level": canonical_level}
+        super().__init__(featmap_names, output_size, sampling_ratio, **scale)
+        if method not in ("auto", *METHODS):
+            raise UserError(f"method: {method!r} is not allowed; allowed: auto, {', '.join(METHODS)}.")
+        self.aligned = aligned
+        self.method = method
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Maps by name, each `[B, C, H, W]`, and boxes `[K_b, 4]` of each image, xyxy in its pixels, to `[K, C, P, Q]`."""
+        maps = [value for name, value in x.items() if name in self.featmap_names]
+        if self.scales is None or self.map_levels is None:
+            settled = poolers._setup_scales(maps, image_shapes, self.canonical_scale, self.canonical_level)
+            self.scales, self.map_levels = settled  # pyright: ignore[reportAttributeAccessIssue]
+        size: tuple[int, int] = self.output_size  # pyright: ignore[reportAssignmentType]
+        method = self.method
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            method = "torchvision"  # whose operator the formats know
+        elif method == "auto":
+            method = fastest(maps, sum(len(of_image) for of_image in boxes), size, self.sampling_ratio)
+        if method == "torchvision" and not self.aligned:
+            return super().forward(x, boxes, image_shapes)
+        together = torch.cat(boxes)
+        images = torch.cat([torch.full_like(of_image[:, 0], i).long() for i, of_image in enumerate(boxes)])
+        levels = self.map_levels(boxes) if len(maps) > 1 else torch.zeros_like(images)
+        settings = (size, self.scales, self.sampling_ratio, self.aligned, method)
+        return _pooled(maps, together, images, levels, *settings)
