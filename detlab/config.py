@@ -42,7 +42,8 @@ EXPERIMENTS = _shipped("experiments")
 PREFIXES: dict[str, tuple[str, ...]] = {
     "model": (
         "detlab.models.detectors.rcnn", "detlab.models.detectors.wrapped", "detlab.models.backbones.backbone",
-        "detlab.ops.roi_align.MultiScaleRoIAlign", "torchvision.models", "torchvision.ops", "torch.nn",
+        "detlab.ops.anchors.AnchorGenerator", "detlab.ops.roi_align.MultiScaleRoIAlign",
+        "torchvision.models", "torchvision.ops", "torch.nn",
     ),
     "dataset": (
         "detlab.data.adapt.AdaptedDataset", "detlab.data.coco.coco", "detlab.data.masks.masks", "detlab.data.pennfudan.pennfudan",

@@ -10,6 +10,7 @@ from torchvision.models import get_model, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from detlab.errors import UserError
+from detlab.models import folding
 from detlab.models.norms import norm_layer
 
 NAMES = (
@@ -77,7 +78,13 @@ def _out_channels(module: nn.Module) -> int:
 
 
 def backbone(
-    *, name: str, fpn: bool, norm: str, norm_eps: float, trainable_layers: int | Literal["all"]
+    *,
+    name: str,
+    fpn: bool,
+    norm: str,
+    norm_eps: float,
+    trainable_layers: int | Literal["all"],
+    fold_norms: bool = True,
 ) -> BackboneWithFPN | nn.Sequential:
     """A classification model of torchvision's as a backbone, with or without a feature pyramid (Lin et al., 2017).
 
@@ -92,6 +99,7 @@ def backbone(
         norm_eps: what the norms add to the variance.
         trainable_layers: how many stages are trained, counted from the last; `all`, or a number up to 5 for the ResNets (as
             in torchvision) and up to 6 for the others. The pyramid is always trained.
+        fold_norms: whether norms are one operation with their convolutions while they are fixed: frozen, or in evaluation.
 
     Returns:
         A module with `out_channels` and `name`. With a pyramid: `[B, 3, H, W]` to the maps "0".."3" and "pool", each
@@ -121,6 +129,8 @@ def backbone(
     else:
         built = body
         built.out_channels = channels[-1]  # type: ignore[assignment]
+    if fold_norms:
+        folding.fold_norms(built)
     built.name = name  # type: ignore[assignment]
     return built
 

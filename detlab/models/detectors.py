@@ -15,7 +15,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from detlab.errors import UserError
 from detlab.models.backbones import feature_maps
 from detlab.models.builders import call_builder
+from detlab.models.rpn import SampledRPN
 from detlab.models.weights import start_from
+from detlab.ops.anchors import AnchorGenerator as FloatAnchorGenerator
 from detlab.structures import IOU_TYPES, IouType
 
 
@@ -62,8 +64,15 @@ PRECISE = (
 def _outputs_in_float32(model: nn.Module) -> None:
     """Make the precise modules return float32 under autocast.
 
-    torchvision makes its anchors in the maps' type: in bfloat16 they would be off by pixels.
+    torchvision makes its anchors in the maps' type: in bfloat16 they would be off by pixels. Where the anchors do not depend on it
+    the maps stay as they are.
     """
+    rpn: Any = getattr(model, "rpn", None)
+    precise = [
+        name
+        for name in PRECISE
+        if name != "backbone" or not isinstance(rpn and rpn.anchor_generator, FloatAnchorGenerator)
+    ]
 
     def float32(output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -73,7 +82,7 @@ def _outputs_in_float32(model: nn.Module) -> None:
         return type(output)(float32(value) for value in output)
 
     for name, module in model.named_modules():
-        if name in PRECISE:
+        if name in precise:
             module.register_forward_hook(lambda _module, _inputs, output: float32(output))
         if name == "roi_heads.keypoint_predictor":
             # torchvision's keypoint loss views it, which the memory order that goes with autocast does not allow.
@@ -127,6 +136,7 @@ def rcnn(
     rpn_batch_size_per_image: int,
     rpn_positive_fraction: float,
     rpn_score_thresh: float,
+    rpn_sampled_gradient: bool = True,
     box_score_thresh: float,
     box_nms_thresh: float,
     box_detections_per_img: int,
@@ -158,6 +168,8 @@ def rcnn(
         trainable_backbone_layers: that of the backbone, which interpolates it.
         min_size: the shorter side that images are resized to, in pixels; of several, training draws one for each image.
         max_size: what the longer side may not exceed, in pixels.
+        rpn_sampled_gradient: whether the gradient of the RPN's head is computed where it is not zero; else everywhere, as by
+            torchvision.
         enlarge_to: where `min_size` is less than this, both sizes grow by the same factor until it is this; None for never.
         image_mean: of red, green, blue in 0..1.
         image_std: of red, green, blue in 0..1.
@@ -211,6 +223,19 @@ def rcnn(
         box_batch_size_per_image=box_batch_size_per_image,
         box_positive_fraction=box_positive_fraction,
     )
+    if rpn_sampled_gradient:
+        model.rpn = SampledRPN(
+            anchor_generator,
+            model.get_submodule("rpn.head"),
+            fg_iou_thresh=rpn_fg_iou_thresh,
+            bg_iou_thresh=rpn_bg_iou_thresh,
+            batch_size_per_image=rpn_batch_size_per_image,
+            positive_fraction=rpn_positive_fraction,
+            pre_nms_top_n={"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
+            post_nms_top_n={"training": rpn_post_nms_top_n_train, "testing": rpn_post_nms_top_n_test},
+            nms_thresh=rpn_nms_thresh,
+            score_thresh=rpn_score_thresh,
+        )
     # Any: a module's attributes are Tensor or Module to the type checker.
     heads: Any = model.roi_heads
     out_channels: int = backbone.out_channels  # type: ignore[assignment]

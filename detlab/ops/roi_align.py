@@ -10,16 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchvision import ops
 from torchvision.ops import poolers
 from torchvision.ops._utils import convert_boxes_to_roi_format
 
 from detlab.errors import UserError
+from detlab.ops.sparse import sparse_product
 
 Method = Literal["torchvision", "dense", "sparse"]
 METHODS: tuple[Method, ...] = ("torchvision", "dense", "sparse")
@@ -102,31 +102,6 @@ def _dense(features: Tensor, reads: _Reads) -> Tensor:
     return torch.cat([pooled for _, pooled in bins])[torch.argsort(order)]
 
 
-class _SparseProduct(torch.autograd.Function):
-    """A sparse matrix times cells by channels, and its transpose: torch's `embedding_bag` is that product, over all cores."""
-
-    @staticmethod
-    def forward(ctx: Any, cells: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        """Cells `[N, C]`, index and weight `[M, S]` to `[M, C]`."""
-        ctx.save_for_backward(index, weight)
-        ctx.count = len(cells)
-        return functional.embedding_bag(index, cells, mode="sum", per_sample_weights=weight.to(cells.dtype))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """The transposed product: for each cell the bins that read it."""
-        index, weight = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        flat = index.flatten()
-        order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=ctx.count)
-        offsets = torch.cumsum(counts, 0) - counts
-        bins = torch.div(order, index.shape[1], rounding_mode="floor")
-        weights = weight.flatten()[order].to(gradient.dtype)
-        return functional.embedding_bag(bins, gradient, offsets, mode="sum", per_sample_weights=weights), None, None
-
-
 def _sparse(features: Tensor, reads: _Reads) -> Tensor:
     """Maps `[B, C, H, W]` to bins `[K, P, Q, C]` by one product with a sparse matrix of bins by cells."""
     batch, channels, height, width = features.shape
@@ -136,8 +111,7 @@ def _sparse(features: Tensor, reads: _Reads) -> Tensor:
     weight = down_weight[:, :, None, :, None] * across_weight[:, None, :, None, :]
     shape = index.shape[:3]
     cells = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    product = cast(Tensor, _SparseProduct.apply(cells, index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)))
-    return product.view(*shape, channels)
+    return sparse_product(cells, index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)).view(*shape, channels)
 
 
 _PRODUCTS: dict[str, Callable[[Tensor, _Reads], Tensor]] = {"dense": _dense, "sparse": _sparse}
@@ -208,7 +182,7 @@ def roi_align(
 
 # Another method than the usual winner must be clearly faster: one run, resumed, should not choose differently by chance.
 _MARGIN = 1.5
-_MEASURED_REGIONS = 64
+_MEASURED_REGIONS = 16
 _chosen: dict[tuple[Any, ...], str] = {}
 
 
@@ -236,7 +210,7 @@ def fastest(features: Sequence[Tensor], regions: int, output_size: tuple[int, in
 
 
 def _seconds(method: str, like: Tensor, regions: int, output_size: tuple[int, int], sampling_ratio: int) -> float:
-    """The least time of three that a method takes on one map like that one; draws nothing from torch's chance."""
+    """The lesser time of two that a method takes on one map like that one; draws nothing from torch's chance."""
     _, channels, height, width = like.shape
     with torch.inference_mode(False), torch.enable_grad():
         maps = torch.ones((1, channels, height, width), dtype=like.dtype, device=like.device)
@@ -245,7 +219,7 @@ def _seconds(method: str, like: Tensor, regions: int, output_size: tuple[int, in
         extent = torch.tensor([width, height], device=like.device)
         boxes = torch.cat([corner * 0, corner * extent, (corner + 0.3) * extent], 1)
         measured = []
-        for _ in range(3):
+        for _ in range(2):
             started = _clock(like.device)
             roi_align(maps, boxes, output_size, 1.0, sampling_ratio, method=method).sum().backward()
             measured.append(_clock(like.device) - started)
@@ -300,7 +274,7 @@ class MultiScaleRoIAlign(ops.MultiScaleRoIAlign):
             self.scales, self.map_levels = settled  # pyright: ignore[reportAttributeAccessIssue]
         size: tuple[int, int] = self.output_size  # pyright: ignore[reportAssignmentType]
         method = self.method
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
             method = "torchvision"  # whose operator the formats know
         elif method == "auto":
             method = fastest(maps, sum(len(of_image) for of_image in boxes), size, self.sampling_ratio)

@@ -111,7 +111,8 @@ def test_a_classification_models_weights_give_its_features(name: str) -> None:
         features = ours(image)
     expected = seen[0]
     # MobileNetV2 pools by a function: its classifier sees the pooled map.
-    assert torch.equal(features if expected.ndim == 4 else features.mean((2, 3)), expected)
+    features = features if expected.ndim == 4 else features.mean((2, 3))
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(("name", "stages"), [("resnet18", 5), *((name, 6) for name in SMALL[1:])])
@@ -162,7 +163,8 @@ def test_the_norm_is_the_one_asked_for_and_its_names_tell_it(name: str, norm: st
     with torch.device("meta"):
         model = built(name, norm=norm, norm_eps=0.25)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d | nn.GroupNorm)]
-    assert {type(m) for m in norms} == {kind}
+    assert norms
+    assert all(isinstance(m, kind) for m in norms)
     assert {m.eps for m in norms} == {0.25}
     assert norm_of_keys(model.state_dict()) == norm
 

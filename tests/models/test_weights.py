@@ -119,7 +119,8 @@ def model_of(composed: Composed, *overrides: str, num_classes: int = 3, num_keyp
 def norms_of(model: nn.Module) -> tuple[set[type], set[float]]:
     kinds = (nn.BatchNorm2d, FrozenBatchNorm2d, nn.GroupNorm)
     norms = [module for module in model.modules() if isinstance(module, kinds)]
-    return {type(module) for module in norms}, {module.eps for module in norms}
+    found = {next(kind for kind in kinds if isinstance(module, kind)) for module in norms}
+    return found, {module.eps for module in norms}  # pyright: ignore
 
 
 # ImageNet weights
