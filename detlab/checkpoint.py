@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -154,6 +155,7 @@ class TrainingState:
     schedule: LRScheduler
     average: Average | None
     position: Position
+    scaler: GradScaler | None = None
 
     def content(self) -> dict[str, Any]:
         """All of it as tensors on the CPU, copies, and plain values."""
@@ -165,6 +167,8 @@ class TrainingState:
         }
         if self.average is not None:
             content["average"] = self.average.state_dict()
+        if self.scaler is not None and self.scaler.is_enabled():
+            content["scaler"] = self.scaler.state_dict()
         return _copied(content)
 
 
@@ -313,6 +317,8 @@ class Checkpoints:
         schedule.load_state_dict({**schedule.state_dict(), **saved["schedule"], "base_lrs": schedule.base_lrs})
         for group, rate in zip(optimizer.param_groups, _rates(schedule, saved["optimizer"]), strict=True):
             group["lr"] = rate
+        if state.scaler is not None and "scaler" in saved:
+            state.scaler.load_state_dict(saved["scaler"])
         if state.average is not None and "average" in saved:
             state.average.load_state_dict(saved["average"])
         elif state.average is not None:

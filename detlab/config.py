@@ -115,7 +115,8 @@ class RunConfig:
     devices: int | str = MISSING
     timeout: float = MISSING
     # OmegaConf knows no Literal, and its enums would not compare equal to their names.
-    precision: str = field(default=MISSING, metadata={"choices": ("fp32", "bf16")})
+    precision: str = field(default=MISSING, metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
+    keep_freed_memory: bool = MISSING
     clip_grad_norm: float | None = MISSING
     ema: float | None = MISSING
     overfit: int | None = MISSING

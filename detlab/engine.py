@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -63,13 +65,18 @@ class WeightAverage(Protocol):
     def update(self, model: nn.Module) -> None: ...
 
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# How much faster than fp32 bf16 must be for `auto` to choose it: by much more where the hardware has it, by less than 1 elsewhere.
+_NATIVE_RATIO = 1.3
+
+
 @dataclass(frozen=True)
 class Device:
     """Where and in which arithmetic a model runs.
 
     Args:
         name: torch's device.
-        precision: `fp32`, or `bf16` for autocast.
+        precision: `fp32`, or `bf16` or `fp16` for autocast.
     """
 
     name: torch.device
@@ -79,7 +86,11 @@ class Device:
         """The context in which the model runs."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.name.type, dtype=torch.bfloat16)
+        return torch.autocast(self.name.type, dtype=_DTYPES[self.precision])
+
+    def scaler(self) -> GradScaler:
+        """What keeps the gradients of fp16 in its range; with the other precisions it does nothing."""
+        return GradScaler(self.name.type, enabled=self.precision == "fp16")
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device; with autocast its convolutions in the memory order that suits them."""
@@ -111,9 +122,33 @@ def select_device(name: str, precision: str) -> Device:
                 f"device: process {distributed.local_rank()} of this machine has no GPU of its own, there are "
                 f"{torch.cuda.device_count()}; start fewer processes, or give device=cpu."
             )
-    if name == "cpu" and precision == "bf16" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        log.warning("this processor has no bf16 arithmetic: precision=bf16 will be slower than fp32 here")
-    return Device(torch.device(name), precision)
+    device = torch.device(name)
+    if precision == "auto":
+        precision = distributed.from_first(lambda: "bf16" if bf16_ratio(device) >= _NATIVE_RATIO else "fp32")
+    elif precision != "fp32" and name == "cpu" and bf16_ratio(device) < 1:
+        log.warning("this processor has no arithmetic for it: precision=%s will be slower than fp32 here", precision)
+    return Device(device, precision)
+
+
+@functools.cache
+def bf16_ratio(device: torch.device) -> float:
+    """How many times faster than in fp32 a product of matrices is in bf16 on a device, measured in turns; a few milliseconds."""
+    seconds = {dtype: _product_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """The least time of several products of two 512 x 512 matrices; infinite where the device cannot do it."""
+    try:
+        matrix = torch.ones(512, 512, dtype=dtype, device=device)
+        times = []
+        for _ in range(8):
+            started = time.perf_counter()
+            (matrix @ matrix)[0, 0].item()
+            times.append(time.perf_counter() - started)
+    except RuntimeError:
+        return float("inf")
+    return min(times)
 
 
 def only_deterministic(wanted: bool) -> None:
@@ -242,6 +277,7 @@ def train_one_epoch(
     average: WeightAverage | None = None,
     black_box: BlackBox | None = None,
     saving: Saving | None = None,
+    scaler: GradScaler | None = None,
 ) -> int:
     """Train over one epoch, or what is left of it; several processes do each step together.
 
@@ -263,6 +299,7 @@ def train_one_epoch(
         average: follows the weights, after each step.
         black_box: is told of a step that is not finite; where it does not raise, the step is left out.
         saving: may save after each step but the last, which its caller does.
+        scaler: the device's. A step whose gradient leaves the range of fp16 is left out, and the next one scaled by less.
 
     Returns:
         The number of optimizer steps done, those before included.
@@ -272,6 +309,7 @@ def train_one_epoch(
         OutOfMemoryError: with the batch.
     """
     model.train()
+    scaler = device.scaler() if scaler is None else scaler
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     source: Iterator[Batch] = iter(batches)
     for done in range(1, steps + 1):
@@ -289,18 +327,19 @@ def train_one_epoch(
             images, targets = taken[-1]
             with _memory_said(f"step {step + 1}", taken[-1], f"accumulate=2 (the same step in two halves), {_SMALLER}"):
                 parts.append(losses_of(model, images, targets, device, iou_types))
-                (torch.stack(list(parts[-1].values())).sum() / accumulate).backward()
+                scaler.scale(torch.stack(list(parts[-1].values())).sum() / accumulate).backward()
         sums = {name: torch.stack([part[name].detach() for part in parts]).sum(0) / accumulate for name in parts[0]}
         # One message: whatever is not finite anywhere is so everywhere, and no process goes on alone.
         shared = distributed.mean(torch.stack([torch.stack(list(sums.values())).sum(), *sums.values()]))
         losses = dict(zip(("loss", *sums), shared.unbind(), strict=True))
         distributed.average_gradients(trained)
+        scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         lr = optimizer.param_groups[0]["lr"]
         if torch.isfinite(norm) and torch.isfinite(losses["loss"]):
             if clip_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(trained, clip_grad_norm, norm)
-            optimizer.step()
+            scaler.step(optimizer)
             schedule.step()
             distributed.average_statistics(model)
             if average is not None:
@@ -308,13 +347,17 @@ def train_one_epoch(
         else:
             statistics.restore()
             failed = NonFiniteStep(model, step + 1, step_seed, taken, parts, losses, lr, device, iou_types)
-            if black_box is None:
-                raise NonFiniteLossError(said_of(failed))
-            black_box.record(failed)
+            # The scale begins far too high on purpose: such a step is how it comes down, and nothing has broken down.
+            too_large = scaler.is_enabled() and scaler.get_scale() > 1 and bool(torch.isfinite(losses["loss"]))
+            if not too_large:
+                if black_box is None:
+                    raise NonFiniteLossError(said_of(failed))
+                black_box.record(failed)
             with warnings.catch_warnings():
                 # Where the very first step is left out.
                 warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
                 schedule.step()
+        scaler.update()
         step += 1
         images_done = sum(len(images) for images, _ in taken) * distributed.size()
         step_time = time.perf_counter() - started

@@ -47,6 +47,7 @@ def run(cfg: DictConfig) -> float:
 def train(cfg: DictConfig) -> float:
     """The run itself: in this process, or in each of several that do it together."""
     from detlab import distributed, parts, records
+    from detlab.allocation import keep_freed_memory
     from detlab.averaging import Average
     from detlab.blackbox import BlackBox
     from detlab.chance import seed_all
@@ -61,6 +62,7 @@ def train(cfg: DictConfig) -> float:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     distributed.wait_at_most(cfg.timeout)
+    keep_freed_memory(cfg.keep_freed_memory)
     device = select_device(cfg.device, cfg.precision)
     only_deterministic(cfg.deterministic)
     seed_all(cfg.seed)
@@ -85,7 +87,8 @@ def train(cfg: DictConfig) -> float:
     checkpoints = Checkpoints(folder, origin, every_minutes=cfg.checkpoint.every_minutes)
     position = Position()
     black_box = BlackBox(cfg.on_nonfinite == "skip", cfg.max_skipped, folder, origin, position, data["train"])
-    state = TrainingState(model, optimizer, schedule, average, position)
+    scaler = device.scaler()
+    state = TrainingState(model, optimizer, schedule, average, position, scaler)
     if resumed is not None:
         parts.check_same_data(resumed, origin, data)
         checkpoints.restore(resumed, state, objective=cfg.objective)
@@ -128,6 +131,7 @@ def train(cfg: DictConfig) -> float:
                 average=average,
                 black_box=black_box,
                 saving=checkpoints,
+                scaler=scaler,
             )
             epoch = position.step // batches.steps
             last = position.step >= total_steps or stopping.reason is not None

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from detlab.engine import Device, NonFiniteStep, StepReport, evaluate, train_one_epoch
+from detlab import engine
+from detlab.engine import Device, NonFiniteStep, StepReport, bf16_ratio, evaluate, select_device, train_one_epoch
 from detlab.errors import NonFiniteLossError, OutOfMemoryError
 from detlab.stopping import RunStopping
 
@@ -207,3 +208,50 @@ def test_an_evaluation_sees_each_image_and_leaves_the_model_in_evaluation_mode()
         signal.raise_signal(signal.SIGTERM)
     assert evaluate(model, batches(3), Counter(), stopping, device=CPU) is None
     assert stopping.ended_by == signal.SIGTERM
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(0.5, "bf16"), (0.9, "fp32"), (3.0, "fp32"), (math.inf, "fp32")])
+def test_auto_takes_bfloat16_only_where_it_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, expected: str
+) -> None:
+    bf16_ratio.cache_clear()
+    monkeypatch.setattr(engine, "_product_seconds", lambda _device, dtype: bf16 if dtype == torch.bfloat16 else 1.0)
+    assert select_device("cpu", "auto").precision == expected
+    bf16_ratio.cache_clear()
+
+
+def test_a_slow_precision_that_was_asked_for_is_kept_and_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bf16_ratio.cache_clear()
+    monkeypatch.setattr(engine, "_product_seconds", lambda _device, dtype: 3.0 if dtype == torch.bfloat16 else 1.0)
+    with caplog.at_level("WARNING"):
+        assert select_device("cpu", "bf16").precision == "bf16"
+    assert "precision=bf16 will be slower than fp32 here" in caplog.text
+    bf16_ratio.cache_clear()
+
+
+def test_the_probe_measures_this_machine_and_draws_nothing() -> None:
+    bf16_ratio.cache_clear()
+    state = torch.get_rng_state()
+    assert 0.01 < bf16_ratio(torch.device("cpu")) < 100
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class HalfDetector(Detector):
+    """Gradients of 3 that fp16 cannot hold at a scale of 65536."""
+
+    def forward(self, images: list[torch.Tensor], targets: Any = None) -> Any:
+        return {name: loss.half().float() for name, loss in super().forward(images, targets).items()}
+
+
+def test_in_fp16_a_step_out_of_range_is_left_out_and_the_next_one_scaled_by_less() -> None:
+    model, notes = HalfDetector(), Notes()
+    half = Device(torch.device("cpu"), "fp16")
+    scaler = half.scaler()
+    assert train(model, Told(), 4, device=half, scaler=scaler, black_box=notes) == 4
+    assert scaler.get_scale() < 65536
+    assert notes.failed == []
+    expected = Detector()
+    train(expected, Told(), 4 - int(math.log2(65536 / scaler.get_scale())))
+    torch.testing.assert_close(model.weight, expected.weight, rtol=1e-3, atol=1e-3)

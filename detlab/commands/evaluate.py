@@ -13,7 +13,7 @@ from detlab.commands.score import as_json, print_numbers
 from detlab.errors import UserError
 
 # What an override may change: on what the model is scored, and where that is computed. The model is the run's.
-TAKEN = ("dataset", "evaluator", "workers", "device", "precision", "allow", "hydra.searchpath")
+TAKEN = ("dataset", "evaluator", "workers", "device", "precision", "keep_freed_memory", "allow", "hydra.searchpath")
 FILES = ("ground_truth.json", "predictions.json", "metrics.json")
 
 
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     # Only now: all this takes seconds, which --help should not.
 
     from detlab import engine, parts
+    from detlab.allocation import keep_freed_memory
     from detlab.checkpoint import check_keypoints, load_model, read
     from detlab.config import build, check, register
     from detlab.data.relabel import with_classes
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
     state = read(path)
     cfg = compose_again(state["overrides"], arguments.overrides, taken=TAKEN, source=str(path))
     check(cfg)
+    keep_freed_memory(cfg.keep_freed_memory)
     device = engine.select_device(cfg.device, cfg.precision)
     dataset = build(cfg.dataset, group="dataset", allow=cfg.allow, part=arguments.part)
     if not len(dataset):

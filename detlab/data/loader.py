@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detlab import distributed
+from detlab.allocation import keep_freed_memory
 from detlab.chance import derived_seed, seed_host
 from detlab.data.augmentations import checked_sample, make_ready
 from detlab.data.grouping import groups_by_aspect_ratio, in_groups
@@ -164,14 +165,15 @@ def collate(samples: Sequence[TalliedSample | Sample | UserError]) -> tuple[Batc
     return (images, targets), tally
 
 
-def _leave_signals_to_the_run(_worker: int) -> None:
-    """Signals may reach the workers too; they go on until the run, which saves its state first, ends them."""
+def _begin_worker(_worker: int) -> None:
+    """Begin a process that loads: it gives back what it frees, and goes on at signals until the run, which saves first, ends it."""
 
     def first_one(number: int, _frame: FrameType | None) -> None:
         # A second one is the DataLoader's own, to a worker that hangs; Python's, when a process ends, comes once.
         signal.signal(number, signal.SIG_DFL)
         signal.alarm(_SECONDS_AFTER_SIGTERM)
 
+    keep_freed_memory(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, first_one)
@@ -206,7 +208,7 @@ class Loader:
             persistent_workers=workers > 0,
             collate_fn=collate,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=_begin_worker,
             # An iterator draws the base seed of its workers, and must not draw it from the training's chance.
             generator=torch.Generator().manual_seed(0),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class _FoldedBatchNorm2d(nn.BatchNorm2d):
 class FoldedConv2d(nn.Conv2d):
     """A convolution with the norm that follows it, for as long as that is fixed: `norm(conv(x))` as `conv'(x)`.
 
-    The weights stay what they were, so that state dicts, optimizers and gradients do not notice. Without gradients the product is
+    The weights stay what they were, so that state dicts, optimizers and gradients do not notice. In evaluation the product is
     kept until a weight changes.
     """
 
@@ -45,8 +45,14 @@ class FoldedConv2d(nn.Conv2d):
         (norm,) = self.norm
         if not _is_fixed(norm):
             return super().forward(input)
-        weight, bias = self._folded() if torch.is_grad_enabled() else self._folded_once(input)
+        weight, bias = self._folded() if self.training or torch.is_grad_enabled() else self._folded_once(input)
         return self._conv_forward(input, weight, bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ever; in training the weights change, and torch's fused optimizers do so without the tensors' noticing."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """The weights of the one operation."""

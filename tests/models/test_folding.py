@@ -75,6 +75,25 @@ def test_what_is_kept_follows_the_weights() -> None:
     torch.testing.assert_close(folded(images), plain(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_an_evaluation_after_a_step_is_that_of_the_new_weights(norm: str, fused: bool) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    found = []
+    for fold in (False, True):
+        model = _backbone("resnet18", norm, fold=fold)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
+        for _ in range(2):
+            with torch.inference_mode():
+                before = model.eval()(images)
+            model.train()(images).mean().backward()
+            optimizer.step()
+        with torch.inference_mode():
+            found.append(model.eval()(images))
+        assert not torch.equal(found[-1], before)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_copy_has_its_own_norms() -> None:
     images = torch.randn(1, 3, 64, 64)
     model = _backbone("resnet18", "batch", fold=True).eval()
