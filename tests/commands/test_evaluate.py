@@ -180,7 +180,7 @@ def test_every_wrong_override_is_told_at_once(trained: Path, capsys: pytest.Capt
     lines = refused(
         capsys, str(trained), "optimizer.lr=3", "datset=pennfudan", "dataset.vl_size=2", "workers=-1", "device=1,2"
     )
-    kept = "stays as the run had it; what can be given is dataset, evaluator, workers, device, precision, allow"
+    kept = "stays as the run had it; what can be given is dataset, evaluator, workers, device, precision, keep_freed_memory, allow"
     assert lines[0].startswith(f"optimizer.lr: {kept}")
     assert set(lines[1:]) == {
         "device: several values; a list is written device=[...].",

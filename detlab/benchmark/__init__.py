@@ -1,0 +1,1 @@
+"""detlab against the plain torchvision loop, on the same work, in turns."""

@@ -1,0 +1,275 @@
+"""What is timed: detlab's own way and the plain one, with the same images, weights and regions."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from detlab import parts
+from detlab.allocation import keep_freed_memory
+from detlab.benchmark import plain
+from detlab.benchmark.turns import Contestant
+from detlab.config import build, register
+from detlab.data.loader import EpochBatches, Loader
+from detlab.engine import Device, StepReport, predict, select_device, train_one_epoch
+from detlab.evaluation.results import prediction_to_results
+from detlab.models.weights import settle
+from detlab.stopping import RunStopping
+from detlab.structures import Batch
+
+# Batches whose statistics become those of norms that are frozen without weights to take them from.
+_CALIBRATION_BATCHES = 4
+
+
+def _model(cfg: DictConfig, node: Any, data: Any) -> nn.Module:
+    points = len(data.keypoints) if data.keypoints is not None else None
+    return build(node, group="model", allow=cfg.allow, num_classes=len(data.class_map) + 1, num_keypoints=points)
+
+
+def write_weights(cfg: DictConfig, path: Path) -> None:
+    """The weights that both begin with: random ones, or those that the configuration names.
+
+    Norms that are frozen without weights get the statistics of a few batches, as any weights would have them.
+    """
+    data = parts.data_sets(cfg)["train"]
+    torch.manual_seed(cfg.seed)
+    cfg = copy.deepcopy(cfg)
+    node = cfg.model
+    calibrated = "weights" in node and node.weights == "none" and node.get("norm") == "frozen"
+    if calibrated:
+        node.norm, node.trainable_backbone_layers = "batch", "all"
+    settle(node)
+    model = _model(cfg, node, data)
+    if calibrated:
+        _calibrate(cfg, model, data)
+    weights = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(weights if calibrated else model.state_dict(), path)
+
+
+@torch.no_grad()
+def _calibrate(cfg: DictConfig, model: Any, data: Any) -> None:
+    """Let the norms gather the statistics of some batches, with every residual branch at work."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches
+            if name.endswith("bn3"):
+                nn.init.ones_(module.weight)
+    device = Device(torch.device("cpu"), "fp32")
+    batches = parts.training_batches(OmegaConf.merge(cfg, {"workers": 0}), data, device)  # pyright: ignore
+    for number, (images, _targets) in enumerate(batches):
+        if number == _CALIBRATION_BATCHES:
+            break
+        model.backbone.train()(model.transform(device.images(images))[0].tensors)
+
+
+class _Silence:
+    """A writer that keeps the last report."""
+
+    last: StepReport | None = None
+
+    def training_step(self, report: StepReport) -> None:
+        self.last = report
+
+
+class _Endless:
+    """The batches of epoch after epoch, from one iteration to the next."""
+
+    def __init__(self, loader: Any) -> None:
+        self._batches = self._all(loader)
+
+    def _all(self, loader: Any) -> Iterator[Batch]:
+        epoch = 0
+        while True:
+            loader.start(epoch, 0)
+            yield from loader
+            epoch += 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches
+
+
+def _profiled(contestant: Contestant) -> str:
+    """The operations that took the most time in a round, by torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        contestant.round()
+    return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)
+
+
+class _Ours:
+    """What detlab's contestants share: the parts of a run."""
+
+    loader: Loader
+
+    def __init__(self, config: str, weights: Path) -> None:
+        self.cfg = _begin(config)
+        keep_freed_memory(self.cfg.keep_freed_memory)
+        self.device = select_device(self.cfg.device, self.cfg.precision)
+        self.data = parts.data_sets(self.cfg)
+        self.model = _placed(self.cfg, self.cfg.model, self.data["train"], weights)
+        self.device.place(self.model)
+
+    def profile(self) -> str:
+        """A table of where the time of one more round went."""
+        return _profiled(self)  # pyright: ignore
+
+    def close(self) -> None:
+        """End the processes that load images."""
+        self.loader.close()
+
+
+class _Theirs:
+    """What the plain contestants share: torchvision's modules, fp32."""
+
+    source: Generator[Any, None, None]
+
+    def __init__(self, config: str, weights: Path) -> None:
+        self.cfg = _begin(config)
+        self.device = select_device(self.cfg.device, "fp32").name
+        self.data = parts.data_sets(self.cfg)
+        node = plain.plain_model(OmegaConf.to_container(self.cfg.model, resolve=True))
+        self.model = _placed(self.cfg, OmegaConf.create(node), self.data["train"], weights).to(self.device)
+
+    def profile(self) -> str:
+        """A table of where the time of one more round went."""
+        return _profiled(self)  # pyright: ignore
+
+    def close(self) -> None:
+        """End the processes that load images."""
+        self.source.close()
+
+
+def _begin(config: str) -> DictConfig:
+    register()
+    cfg = OmegaConf.create(config)
+    assert isinstance(cfg, DictConfig)
+    torch.manual_seed(cfg.seed)
+    settle(cfg.model)
+    cfg.model.weights = "none"  # both begin with those that were written for them
+    return cfg
+
+
+def _placed(cfg: DictConfig, node: Any, data: Any, weights: Path) -> nn.Module:
+    """The model with the weights that both have."""
+    model = _model(cfg, node, data)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model
+
+
+class OurTraining(_Ours):
+    """Steps of `train_one_epoch`."""
+
+    def __init__(self, config: str, weights: Path, steps: int) -> None:
+        super().__init__(config, weights)
+        self.steps, self.done = steps, 0
+        self.loader = parts.training_batches(self.cfg, self.data["train"], self.device)
+        self.batches = _Endless(self.loader)
+        self.optimizer = parts.optimizer(self.cfg, self.model)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda _step: 1.0)
+        self.scaler = self.device.scaler()
+        self.stopping = RunStopping(max_steps=None, max_minutes=None)
+
+    def round(self) -> float:
+        """Seconds of a step."""
+        started = time.perf_counter()
+        self.done = train_one_epoch(
+            self.model,
+            self.batches,
+            self.optimizer,
+            self.schedule,
+            _Silence(),
+            self.stopping,
+            device=self.device,
+            epoch=0,
+            step=self.done,
+            steps=self.steps,
+            accumulate=self.cfg.accumulate,
+            clip_grad_norm=self.cfg.clip_grad_norm,
+            seed=self.cfg.seed,
+            iou_types=self.model.iou_types,  # type: ignore[arg-type]
+            scaler=self.scaler,
+        )
+        return (time.perf_counter() - started) / self.steps
+
+
+class TheirTraining(_Theirs):
+    """The references' loop over the same batches."""
+
+    def __init__(self, config: str, weights: Path, steps: int) -> None:
+        super().__init__(config, weights)
+        self.steps = steps
+        images = plain.TutorialDataset(self.data["train"], self.model.iou_types, train=True)  # type: ignore[arg-type]
+        order = _orders(self.cfg, len(images))
+        self.source = plain.batches(images, order, self.cfg.workers)
+        sgd = self.cfg.optimizer
+        self.optimizer = plain.optimizer_of(self.model, sgd.lr, sgd.momentum, sgd.weight_decay)
+
+    def round(self) -> float:
+        """Seconds of a step."""
+        started = time.perf_counter()
+        plain.train_steps(self.model, self.source, self.optimizer, self.device, self.steps)
+        return (time.perf_counter() - started) / self.steps
+
+
+def _orders(cfg: DictConfig, count: int) -> list[list[int]]:
+    """The images of the batches of the first epochs, as detlab's loader has them."""
+    batches = EpochBatches(
+        count, batch_size=cfg.batch_size, accumulate=1, seed=cfg.seed, shuffle=cfg.shuffle, group_of=None
+    )
+    found = []
+    for epoch in range(100):
+        batches.epoch = epoch
+        found += [[index for _, index in keys] for keys in batches]
+    return found
+
+
+class OurPrediction(_Ours):
+    """Images through `predict`, to the rows of COCO's results."""
+
+    def __init__(self, config: str, weights: Path, images: int) -> None:
+        super().__init__(config, weights)
+        self.images = images
+        self.loader = parts.evaluation_batches(self.cfg, self.data["val"], self.device)
+        self.source = self._all()
+
+    def _all(self) -> Iterator[Batch]:
+        while True:
+            yield from self.loader
+
+    def round(self) -> float:
+        """Seconds of an image."""
+        started = time.perf_counter()
+        for _ in range(self.images):
+            images, _targets = next(self.source)
+            found = predict(self.model, images, self.device)[0]
+            prediction_to_results(0, found, self.data["val"].class_map, self.model.iou_types)  # type: ignore[arg-type]
+        return (time.perf_counter() - started) / self.images
+
+
+class TheirPrediction(_Theirs):
+    """The references' loop of prediction, to what their evaluator makes rows of COCO's results of."""
+
+    def __init__(self, config: str, weights: Path, images: int) -> None:
+        super().__init__(config, weights)
+        self.images = images
+        samples = plain.TutorialDataset(self.data["val"], self.model.iou_types, train=False)  # type: ignore[arg-type]
+        self.source = plain.batches(samples, [[index] for index in range(len(samples))], self.cfg.workers)
+
+    def round(self) -> float:
+        """Seconds of an image."""
+        started = time.perf_counter()
+        plain.predict_images(self.model, self.source, self.device, self.images)
+        return (time.perf_counter() - started) / self.images
+
+
+CONTESTANTS: dict[str, tuple[type[Any], type[Any]]] = {
+    "train": (OurTraining, TheirTraining),
+    "predict": (OurPrediction, TheirPrediction),
+}
+UNITS = {"train": "training step", "predict": "image"}

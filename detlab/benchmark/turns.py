@@ -1,0 +1,145 @@
+"""Two contestants in turns: each in a process of its own, one of them at work at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from detlab.errors import BrokenDownError, UserError
+
+
+class BenchmarkFailedError(RuntimeError):
+    """A contestant ended by an error; its own trace is the message."""
+
+
+class Contestant(Protocol):
+    """Does the same work as its rival, as often as it is told to."""
+
+    def round(self) -> float:
+        """Do the work once; seconds of one unit of it."""
+        ...
+
+    def profile(self) -> str:
+        """Do the work once more, watched; a table of where the time went."""
+        ...
+
+    def close(self) -> None:
+        """End the processes that load images."""
+        ...
+
+
+@dataclass(frozen=True)
+class Times:
+    """What two contestants took, in seconds of a unit of work, round by round."""
+
+    ours: Sequence[float]
+    theirs: Sequence[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is, by the medians."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+    @property
+    def ratios(self) -> list[float]:
+        """The same of each round, where both stood under the same load of the machine."""
+        return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+class Rival:
+    """A contestant in a process of its own.
+
+    Args:
+        make: builds it there; a function of a module.
+        arguments: for it.
+
+    Raises:
+        BenchmarkFailedError: it failed; from any method.
+    """
+
+    def __init__(self, make: Callable[..., Contestant], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, sys.path[:], make, arguments))
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    def ask(self, what: str) -> Any:
+        """What it answers to `round`, `profile` or `peak_memory`."""
+        self._pipe.send(what)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise BenchmarkFailedError(f"a process of the benchmark ended with {self._process.exitcode}.") from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._pipe.close()
+        self._process.join(30)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(pipe: Connection, path: list[str], make: Callable[..., Contestant], arguments: Sequence[Any]) -> None:
+    """A contestant's process: answers until nobody asks any more."""
+    sys.path[:] = path
+    try:
+        with closing(make(*arguments)) as contestant, contextlib.suppress(EOFError, KeyboardInterrupt):
+            pipe.send(None)
+            while True:
+                asked = pipe.recv()
+                pipe.send(peak_memory() if asked == "peak_memory" else getattr(contestant, asked)())
+    except (UserError, BrokenDownError) as error:
+        pipe.send(error)
+    except Exception:
+        pipe.send(BenchmarkFailedError(traceback.format_exc()))
+
+
+def in_turns(ours: Rival, theirs: Rival, rounds: int, said: Callable[[int, float, float], None]) -> Times:
+    """Rounds of both, one after the other, each beginning every second time, after one that does not count.
+
+    Args:
+        ours: a contestant.
+        theirs: its rival.
+        rounds: that count.
+        said: is told of each round: its number from 1, and both times.
+    """
+    ours.ask("round")
+    theirs.ask("round")
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds):
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        for side in order:
+            times[side].append((ours, theirs)[side].ask("round"))
+        said(number + 1, times[0][-1], times[1][-1])
+    return Times(*times)
