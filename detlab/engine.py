@@ -382,9 +382,17 @@ def said_of(failed: NonFiniteStep) -> str:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Sequence[Tensor], device: Device) -> list[Prediction]:
-    """Predictions of a model for uint8 images `[3, H, W]`, in their own pixels."""
+def predict(
+    model: nn.Module, images: Sequence[Tensor], device: Device, *, paste_masks: bool = True
+) -> list[Prediction]:
+    """Predictions of a model for uint8 images `[3, H, W]`, in their own pixels.
+
+    Without `paste_masks` a model that can leaves the masks in their boxes, which is all that an evaluator needs.
+    """
     model.eval()
+    transform: Any = getattr(model, "transform", None)
+    if hasattr(transform, "pastes_masks"):
+        transform.pastes_masks = paste_masks
     with device.autocast():
         return model(device.images(images))
 
@@ -415,7 +423,7 @@ def evaluate(
     evaluator.reset()
     for images, targets in batches:
         with _memory_said("an evaluation", (images, targets), _SMALLER):
-            predictions = predict(model, images, device)
+            predictions = predict(model, images, device, paste_masks=False)
         evaluator.update([target["image_id"] for target in targets], predictions)
         if stopping.told:
             break

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torch.nn import functional
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
 from detlab.structures import RLE
 
@@ -57,3 +59,54 @@ def decode(rles: Sequence[RLE], height: int, width: int) -> Tensor:
         for mask, rle in zip(masks, rles, strict=True):
             mask[:] = coco_mask.decode(cast("Any", rle))
     return torch.from_numpy(masks)
+
+
+def encode_in_boxes(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> list[RLE]:
+    """A mask head's outputs as run lengths, made in their boxes alone: where torchvision's `paste_masks_in_image` exceeds 0.5.
+
+    Args:
+        probabilities: float `[N, 1, M, M]`, 0..1, over each object's box.
+        boxes: float `[N, 4]`, xyxy in pixels of the image.
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Returns:
+        N times `{"size": [height, width], "counts": str}`, ready for JSON.
+    """
+    padded, scale = expand_masks(probabilities.detach().cpu().float(), 1)
+    places = expand_boxes(boxes.detach().cpu(), scale).to(torch.int64).tolist()
+    uncompressed = []
+    for mask, (x0, y0, x1, y1) in zip(padded, places, strict=True):
+        size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
+        found = functional.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5
+        left, top = max(x0, 0), max(y0, 0)
+        inside = found[top - y0 : max(min(y1 + 1, height) - y0, 0), left - x0 : max(min(x1 + 1, width) - x0, 0)]
+        counts = _run_lengths(inside.numpy(), left, top, height, width)
+        uncompressed.append({"size": [height, width], "counts": counts})
+    encoded = cast("Any", coco_mask).frPyObjects(uncompressed, height, width) if uncompressed else []
+    return [{"size": list(e["size"]), "counts": e["counts"].decode("ascii")} for e in encoded]
+
+
+def _run_lengths(region: np.ndarray, left: int, top: int, height: int, width: int) -> list[int]:
+    """Run lengths of background and object in turn, column by column, of an image that is empty but for a region.
+
+    Args:
+        region: bool `[h, w]`.
+        left: its first column in the image.
+        top: its first row in the image.
+        height: of the image.
+        width: of the image.
+    """
+    if not region.size:
+        return [height * width]
+    # A change at either side of a pixel, down each column: of a mask of few runs few numbers are left.
+    column = np.zeros((region.shape[1], region.shape[0] + 2), np.int8)
+    column[:, 1:-1] = region.T
+    columns, rows = np.nonzero(np.diff(column, axis=1))
+    bounds = (columns + left) * height + rows + top
+    # Where an object reaches the lower border of a column and the upper of the next, its run goes on.
+    starts, ends = bounds[0::2], bounds[1::2]
+    goes_on = starts[1:] == ends[:-1]
+    starts, ends = starts[np.r_[True, ~goes_on][: len(starts)]], ends[np.r_[~goes_on, True][: len(ends)]]
+    counts: list[int] = np.diff(np.stack([starts, ends], 1).ravel(), prepend=0, append=height * width).tolist()
+    return counts if counts[-1] else counts[:-1]

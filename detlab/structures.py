@@ -120,6 +120,8 @@ class Prediction(TypedDict):
     labels: Tensor  # int64 [M], 1..K
     scores: Tensor  # float32 [M], 0..1
     masks: NotRequired[Tensor]  # float32 [M, 1, H, W], probability
+    masks_in_boxes: NotRequired[Tensor]  # float32 [M, 1, S, S], probability over each box; in place of masks, with
+    image_size: NotRequired[tuple[int, int]]  # height and width in pixels
     keypoints: NotRequired[Tensor]  # float32 [M, P, 3]
     keypoints_scores: NotRequired[Tensor]  # float32 [M, P]
 

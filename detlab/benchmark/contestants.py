@@ -247,7 +247,7 @@ class OurPrediction(_Ours):
         started = time.perf_counter()
         for _ in range(self.images):
             images, _targets = next(self.source)
-            found = predict(self.model, images, self.device)[0]
+            found = predict(self.model, images, self.device, paste_masks=False)[0]
             prediction_to_results(0, found, self.data["val"].class_map, self.model.iou_types)  # type: ignore[arg-type]
         return (time.perf_counter() - started) / self.images
 

@@ -110,7 +110,7 @@ def settings_of(overrides: list[str]) -> tuple[Settings, list[str]]:
             chosen[key.removeprefix("bench.")] = int(value)
         elif key.startswith("bench."):
             known = ["bench.rounds", "bench.units", "bench.profile"]
-            raise UserError(f"{key}: no such key{did_you_mean(key, known)}; there are {', '.join(known)}.")
+            raise UserError(f"{key}: no such key.{did_you_mean(key, known)} There are {', '.join(known)}.")
         else:
             others.append(override)
     return Settings(**chosen), others

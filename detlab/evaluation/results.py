@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detlab.errors import UserError
-from detlab.masks import encode
+from detlab.masks import encode, encode_in_boxes
 from detlab.structures import RLE, ClassMap, IouType, Prediction
 
 # The field that each type scores; a row may hold several.
@@ -69,9 +69,7 @@ def prediction_to_results(
         for label, box, score in zip(labels, boxes_xywh, scores, strict=True)
     ]
     if "segm" in iou_types:
-        if "masks" not in prediction:
-            raise ValueError(f"image {image_id}: segm is to be scored but the prediction has no masks")
-        for row, mask in zip(rows, encode((prediction["masks"][:, 0] > 0.5).cpu().numpy()), strict=True):
+        for row, mask in zip(rows, _encoded_masks(image_id, prediction), strict=True):
             row["segmentation"] = mask
     if "keypoints" in iou_types:
         if "keypoints" not in prediction:
@@ -79,6 +77,15 @@ def prediction_to_results(
         for row, points in zip(rows, prediction["keypoints"].detach().cpu().flatten(1).tolist(), strict=True):
             row["keypoints"] = points
     return rows
+
+
+def _encoded_masks(image_id: int, prediction: Prediction) -> list[RLE]:
+    """The masks of a prediction as run lengths, from the boxes where these have them, else from the whole image."""
+    if "masks_in_boxes" in prediction and "image_size" in prediction:
+        return encode_in_boxes(prediction["masks_in_boxes"], prediction["boxes"], *prediction["image_size"])
+    if "masks" not in prediction:
+        raise ValueError(f"image {image_id}: segm is to be scored but the prediction has no masks")
+    return encode((prediction["masks"][:, 0] > 0.5).cpu().numpy())
 
 
 def numbers_fault(value: Any, count: int) -> str | None:

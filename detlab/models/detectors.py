@@ -16,6 +16,7 @@ from detlab.errors import UserError
 from detlab.models.backbones import feature_maps
 from detlab.models.builders import call_builder
 from detlab.models.rpn import SampledRPN
+from detlab.models.transform import BoxMaskTransform
 from detlab.models.weights import start_from
 from detlab.ops.anchors import AnchorGenerator as FloatAnchorGenerator
 from detlab.structures import IOU_TYPES, IouType
@@ -137,6 +138,7 @@ def rcnn(
     rpn_positive_fraction: float,
     rpn_score_thresh: float,
     rpn_sampled_gradient: bool = True,
+    masks_in_boxes: bool = True,
     box_score_thresh: float,
     box_nms_thresh: float,
     box_detections_per_img: int,
@@ -170,6 +172,7 @@ def rcnn(
         max_size: what the longer side may not exceed, in pixels.
         rpn_sampled_gradient: whether the gradient of the RPN's head is computed where it is not zero; else everywhere, as by
             torchvision.
+        masks_in_boxes: whether an evaluation takes masks from their boxes, without pasting them into whole images.
         enlarge_to: where `min_size` is less than this, both sizes grow by the same factor until it is this; None for never.
         image_mean: of red, green, blue in 0..1.
         image_std: of red, green, blue in 0..1.
@@ -223,6 +226,8 @@ def rcnn(
         box_batch_size_per_image=box_batch_size_per_image,
         box_positive_fraction=box_positive_fraction,
     )
+    if masks_in_boxes:
+        model.transform.__class__ = BoxMaskTransform
     if rpn_sampled_gradient:
         model.rpn = SampledRPN(
             anchor_generator,

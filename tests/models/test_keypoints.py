@@ -212,6 +212,9 @@ def test_torchvisions_keypoint_rcnn_computes_the_same(composed: Composed) -> Non
         "model.rpn_post_nms_top_n_test=1000",
         "image_size.min=96",
         "image_size.max=128",
+        "model.backbone.fold_norms=false",
+        "model.box_roi_pool.method=torchvision",
+        "model.keypoint_roi_pool.method=torchvision",
     )
     ours = model_of(composed, "model=keypointrcnn", *settings, points=17).eval()
     theirs.roi_heads.score_thresh = 0.0
