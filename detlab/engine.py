@@ -421,9 +421,11 @@ def evaluate(
         OutOfMemoryError: with the image.
     """
     evaluator.reset()
+    # An evaluator of the user's is given masks as torchvision's models give them.
+    paste_masks = not getattr(evaluator, "takes_masks_in_boxes", False)
     for images, targets in batches:
         with _memory_said("an evaluation", (images, targets), _SMALLER):
-            predictions = predict(model, images, device, paste_masks=False)
+            predictions = predict(model, images, device, paste_masks=paste_masks)
         evaluator.update([target["image_id"] for target in targets], predictions)
         if stopping.told:
             break

@@ -185,6 +185,21 @@ def test_limits_end_an_epoch_at_a_step() -> None:
     assert stopping.reason == "max_minutes"
 
 
+class Transform:
+    """Remembers how masks were asked for."""
+
+    pastes_masks = True
+
+
+@pytest.mark.parametrize("boxes_do", [True, False])
+def test_masks_stay_in_their_boxes_for_an_evaluator_that_takes_them_so(boxes_do: bool) -> None:
+    model, counter = Detector(), Counter()
+    model.transform = Transform()  # pyright: ignore
+    counter.takes_masks_in_boxes = boxes_do  # pyright: ignore
+    evaluate(model, batches(1), counter, RunStopping(max_steps=None, max_minutes=None), device=CPU)
+    assert model.transform.pastes_masks is not boxes_do
+
+
 class Counter:
     """An evaluator that counts images."""
 

@@ -88,6 +88,8 @@ class CocoEvaluator:
         ValueError: an unknown type, or a class that the ground truth's categories do not hold.
     """
 
+    takes_masks_in_boxes = True
+
     def __init__(
         self,
         *,

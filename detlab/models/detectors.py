@@ -137,6 +137,7 @@ def rcnn(
     rpn_batch_size_per_image: int,
     rpn_positive_fraction: float,
     rpn_score_thresh: float,
+    # Nor these, since older ones lack them; they change no result.
     rpn_sampled_gradient: bool = True,
     masks_in_boxes: bool = True,
     box_score_thresh: float,

@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 from detlab.errors import UserError
 from detlab.evaluation.coco import CocoEvaluator, score
 from detlab.evaluation.metrics import METRICS
-from detlab.evaluation.results import run_lengths
+from detlab.evaluation.results import prediction_to_results, run_lengths
 from detlab.structures import ClassMap, IouType, Prediction
 
 SHARED = Path(__file__).parents[2] / "../shared"
@@ -582,3 +582,16 @@ def test_an_evaluator_refuses_unknown_types_and_foreign_classes() -> None:
 def test_scoring_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     score(truth(HERE), [detection(HERE)], "bbox")
     assert capsys.readouterr() == ("", "")
+
+
+def test_masks_in_their_boxes_are_scored_as_pasted_ones() -> None:
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[5.0, 5.0, 40.0, 30.0], [50.0, 10.0, 80.0, 58.0]])
+    probabilities = torch.rand(2, 1, 28, 28, generator=generator)
+    common = {"boxes": boxes, "labels": torch.tensor([1, 1]), "scores": torch.tensor([0.9, 0.8])}
+    pasted = paste_masks_in_image(probabilities, boxes, (60, 90))
+    whole = prediction_to_results(1, {**common, "masks": pasted}, ClassMap(("a",)), ("bbox", "segm"))  # pyright: ignore
+    in_boxes = {**common, "masks_in_boxes": probabilities, "image_size": (60, 90)}
+    assert prediction_to_results(1, in_boxes, ClassMap(("a",)), ("bbox", "segm")) == whole  # pyright: ignore
