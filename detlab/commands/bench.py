@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detlab.config import check, did_you_mean, register
 from detlab.errors import UserError
-from detlab.preflight import compose_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,6 +54,10 @@ def main(argv: list[str]) -> int:
         SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
     """
     arguments = _parser().parse_intermixed_args(argv)
+    # Only now: all this takes time, which --help should not.
+    from detlab.config import check, register
+    from detlab.preflight import compose_run
+
     settings, overrides = settings_of(arguments.overrides)
     register()
     cfg = compose_run([*DEFAULTS, *overrides])
@@ -96,6 +98,8 @@ def settings_of(overrides: list[str]) -> tuple[Settings, list[str]]:
     Raises:
         UserError: an unknown setting, or a value that it cannot take.
     """
+    from detlab.config import did_you_mean
+
     chosen: dict[str, Any] = {}
     others = []
     for override in overrides:
