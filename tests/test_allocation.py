@@ -28,6 +28,7 @@ def _faults(choice: str) -> tuple[bool, int]:
     return told == "True", int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
 def test_a_large_block_is_taken_again_without_new_pages() -> None:
     told, kept = _faults("keep")

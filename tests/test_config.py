@@ -139,7 +139,7 @@ def test_an_image_size_given_at_the_top_reaches_the_model() -> None:
         ("eval_every", 0),
         ("clip_grad_norm", -1.0),
         ("seed", -1),
-        ("precision", "fp16"),
+        ("precision", "fp8"),
         ("device", "gpu"),
         ("device", "cuda:x"),
         ("image_size.min", 0),

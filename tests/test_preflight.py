@@ -109,7 +109,7 @@ def test_a_good_command_line_passes_unchanged() -> None:
         ("optimizer={lrr: 1}", "optimizer.lrr: no such key. Did you mean optimizer.lr?"),
         ("epochs=-1", "epochs: -1 is not allowed; allowed: 1 or more."),
         ("batch_size=0", "batch_size: 0 is not allowed; allowed: 1 or more."),
-        ("precision=fp16", "precision: 'fp16' is not allowed; allowed: fp32, bf16."),
+        ("precision=fp8", "precision: 'fp8' is not allowed; allowed: auto, fp32, bf16, fp16."),
         ("accumulate=3", "accumulate: 3 does not divide batch_size=4."),
         ("devices=3", "devices: 3 times accumulate=1 does not divide batch_size=4."),
         ("devices=two", "devices: 'two' is not allowed; allowed: auto, or a whole number from 1."),

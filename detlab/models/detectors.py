@@ -8,17 +8,20 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from detlab.errors import UserError
 from detlab.models.backbones import feature_maps
+from detlab.models.box_head import RegionMLPHead
 from detlab.models.builders import call_builder
 from detlab.models.rpn import SampledRPN
 from detlab.models.transform import BoxMaskTransform
 from detlab.models.weights import start_from
 from detlab.ops.anchors import AnchorGenerator as FloatAnchorGenerator
+from detlab.ops.roi_align import MultiScaleRoIAlign as RegionPool
 from detlab.structures import IOU_TYPES, IouType
 
 
@@ -244,6 +247,9 @@ def rcnn(
         )
     # Any: a module's attributes are Tensor or Module to the type checker.
     heads: Any = model.roi_heads
+    if isinstance(box_roi_pool, RegionPool) and type(heads.box_head) is TwoMLPHead:
+        heads.box_head.__class__ = RegionMLPHead
+        box_roi_pool.defers = True
     out_channels: int = backbone.out_channels  # type: ignore[assignment]
     iou_types: tuple[IouType, ...] = ("bbox",)
     if mask_roi_pool is not None and mask_hidden_channels is not None:

@@ -102,16 +102,61 @@ def _dense(features: Tensor, reads: _Reads) -> Tensor:
     return torch.cat([pooled for _, pooled in bins])[torch.argsort(order)]
 
 
-def _sparse(features: Tensor, reads: _Reads) -> Tensor:
-    """Maps `[B, C, H, W]` to bins `[K, P, Q, C]` by one product with a sparse matrix of bins by cells."""
-    batch, channels, height, width = features.shape
+def _sparse_matrix(reads: _Reads, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Of each bin the cells of the batch that it reads and their weights, `[K, P, Q, R]` each."""
     (down, down_weight), (across, across_weight) = reads.rows, reads.columns
     rows = reads.images[:, None, None] * height + down
     index = rows[:, :, None, :, None] * width + across[:, None, :, None, :]
     weight = down_weight[:, :, None, :, None] * across_weight[:, None, :, None, :]
-    shape = index.shape[:3]
-    cells = features.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    return sparse_product(cells, index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)).view(*shape, channels)
+    return index.flatten(3), weight.flatten(3)
+
+
+def _cells(features: Tensor) -> Tensor:
+    """Maps `[B, C, H, W]` as cells `[B * H * W, C]`."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _sparse(features: Tensor, reads: _Reads) -> Tensor:
+    """Maps `[B, C, H, W]` to bins `[K, P, Q, C]` by one product with a sparse matrix of bins by cells."""
+    index, weight = _sparse_matrix(reads, *features.shape[2:])
+    product = sparse_product(_cells(features), index.flatten(0, 2), weight.flatten(0, 2))
+    return product.view(*index.shape[:3], features.shape[1])
+
+
+@dataclass(frozen=True)
+class DeferredBins:
+    """Regions that are not pooled yet, for a linear layer that reads nothing but their bins.
+
+    Both are linear: the layer's product with the map's cells, summed by the regions, is its product with the bins. Where the
+    regions are more than the cells, that is less work.
+
+    Args:
+        cells: `[N, C]`, of all maps of a batch.
+        index: the cells that each bin reads, int64 `[K, B, R]`.
+        weight: and their weights, `[K, B, R]`.
+    """
+
+    cells: Tensor
+    index: Tensor
+    weight: Tensor
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """What `torch.nn.functional.linear` makes of the pooled and flattened bins.
+
+        Args:
+            weight: `[O, C * B]`.
+            bias: `[O]`.
+
+        Returns:
+            `[K, O]`, in autocast's type where it is enabled.
+        """
+        kind = self.cells.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.cells.dtype
+        bins = self.index.shape[1]
+        by_bin = weight.to(dtype).view(len(weight), -1, bins).permute(1, 2, 0).flatten(1)
+        products = (self.cells.to(dtype) @ by_bin).view(-1, len(weight))
+        index = self.index * bins + torch.arange(bins, device=self.index.device)[:, None]
+        return sparse_product(products, index.flatten(1), self.weight.flatten(1)) + bias.to(dtype)
 
 
 _PRODUCTS: dict[str, Callable[[Tensor, _Reads], Tensor]] = {"dense": _dense, "sparse": _sparse}
@@ -183,6 +228,8 @@ def roi_align(
 # Another method than the usual winner must be clearly faster: one run, resumed, should not choose differently by chance.
 _MARGIN = 1.5
 _MEASURED_REGIONS = 16
+# So many regions a cell are needed to defer: the weights are turned once more for it.
+_DEFER = 1.5
 _chosen: dict[tuple[Any, ...], str] = {}
 
 
@@ -242,7 +289,12 @@ class MultiScaleRoIAlign(ops.MultiScaleRoIAlign):
         canonical_scale: side in pixels of a region that is pooled from level `canonical_level` (Lin et al., 2017, eq. 1).
         canonical_level: that level, the logarithm of its pixels a cell.
         aligned: whether the centre of a cell is half a cell from its border; torchvision's pools are not aligned.
-        method: `torchvision`, `dense`, `sparse`, or `auto`: the one that was measured to be the fastest; see `fastest`.
+        method: `torchvision`, `dense`, `sparse`, `deferred` (the head's first layer is computed on the map's cells; `sparse` where
+            that cannot be), or `auto`: the one of the first three that was measured to be the fastest (see `fastest`), and
+            `deferred` where the regions are many more than the cells of the one map.
+
+    Attributes:
+        defers: whether the head takes `DeferredBins`.
 
     Raises:
         UserError: another method.
@@ -261,12 +313,16 @@ class MultiScaleRoIAlign(ops.MultiScaleRoIAlign):
     ) -> None:
         scale = {"canonical_scale": canonical_scale, "canonical_level": canonical_level}
         super().__init__(featmap_names, output_size, sampling_ratio, **scale)
-        if method not in ("auto", *METHODS):
-            raise UserError(f"method: {method!r} is not allowed; allowed: auto, {', '.join(METHODS)}.")
+        allowed = ("auto", *METHODS, "deferred")
+        if method not in allowed:
+            raise UserError(f"method: {method!r} is not allowed; allowed: {', '.join(allowed)}.")
         self.aligned = aligned
         self.method = method
+        self.defers = False
 
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor | DeferredBins:
         """Maps by name, each `[B, C, H, W]`, and boxes `[K_b, 4]` of each image, xyxy in its pixels, to `[K, C, P, Q]`."""
         maps = [value for name, value in x.items() if name in self.featmap_names]
         if self.scales is None or self.map_levels is None:
@@ -283,5 +339,12 @@ class MultiScaleRoIAlign(ops.MultiScaleRoIAlign):
         together = torch.cat(boxes)
         images = torch.cat([torch.full_like(of_image[:, 0], i).long() for i, of_image in enumerate(boxes)])
         levels = self.map_levels(boxes) if len(maps) > 1 else torch.zeros_like(images)
-        settings = (size, self.scales, self.sampling_ratio, self.aligned, method)
+        many = len(together) >= _DEFER * maps[0].shape[0] * maps[0].shape[2] * maps[0].shape[3]
+        wanted = method == "deferred" or (self.method == "auto" and method == "sparse" and many)
+        if wanted and self.defers and len(maps) == 1:
+            scale: float = self.scales[0]  # pyright: ignore
+            axes = _axes(together, size, scale, self.sampling_ratio, self.aligned, maps[0].shape[2:])
+            index, weight = _sparse_matrix(_Reads(images, *axes), *maps[0].shape[2:])
+            return DeferredBins(_cells(maps[0]), index.flatten(1, 2), weight.flatten(1, 2))
+        settings = (size, self.scales, self.sampling_ratio, self.aligned, "sparse" if method == "deferred" else method)
         return _pooled(maps, together, images, levels, *settings)

@@ -57,6 +57,7 @@ class Dying(Sleeper):
         os._exit(7)
 
 
+@pytest.mark.slow
 def test_both_work_in_turns_and_never_together(tmp_path: Path) -> None:
     log, said = tmp_path / "log", []
     with Rival(Sleeper, "ours", log, 0.02) as ours, Rival(Sleeper, "theirs", log, 0.1) as theirs:
@@ -78,6 +79,7 @@ def test_the_ratio_is_that_of_the_medians() -> None:
     assert times.ratios == [8.0, 1.5, 6 / 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "said"), [(Failing, "ZeroDivisionError: of my own"), (Dying, "ended with 7")])
 def test_a_side_that_fails_is_told_with_its_own_trace(tmp_path: Path, kind: type[Any], said: str) -> None:
     with Rival(kind, "ours", tmp_path / "log", 0.0) as ours, pytest.raises(BenchmarkFailedError, match=said):
@@ -127,6 +129,7 @@ def _values(node: Any) -> list[Any]:
     return [node]
 
 
+@pytest.mark.slow
 def test_frozen_norms_without_weights_are_given_statistics(tmp_path: Path) -> None:
     register()
     cfg = compose_run([*DEFAULTS, *SMALL, "model.norm=frozen", "model.trainable_backbone_layers=3"])

@@ -128,6 +128,6 @@ def test_the_choice_draws_nothing_from_chance(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_unknown_method_is_the_users_mistake() -> None:
     with pytest.raises(
-        UserError, match=r"^method: 'quick' is not allowed; allowed: auto, torchvision, dense, sparse\.$"
+        UserError, match=r"^method: 'quick' is not allowed; allowed: auto, torchvision, dense, sparse, deferred\.$"
     ):
         MultiScaleRoIAlign(["0"], 7, 2, method="quick")
