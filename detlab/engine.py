@@ -391,10 +391,15 @@ def predict(
     """
     model.eval()
     transform: Any = getattr(model, "transform", None)
-    if hasattr(transform, "pastes_masks"):
-        transform.pastes_masks = paste_masks
-    with device.autocast():
-        return model(device.images(images))
+    leaves_them = not paste_masks and hasattr(transform, "pastes_masks")
+    if leaves_them:
+        transform.pastes_masks = False
+    try:
+        with device.autocast():
+            return model(device.images(images))
+    finally:
+        if leaves_them:
+            transform.pastes_masks = True
 
 
 def evaluate(

@@ -186,7 +186,7 @@ def test_limits_end_an_epoch_at_a_step() -> None:
 
 
 class Transform:
-    """Remembers how masks were asked for."""
+    """Is told how masks are asked for."""
 
     pastes_masks = True
 
@@ -194,10 +194,12 @@ class Transform:
 @pytest.mark.parametrize("boxes_do", [True, False])
 def test_masks_stay_in_their_boxes_for_an_evaluator_that_takes_them_so(boxes_do: bool) -> None:
     model, counter = Detector(), Counter()
-    model.transform = Transform()  # pyright: ignore
+    model.transform, asked = Transform(), []  # pyright: ignore
+    model.register_forward_pre_hook(lambda module, _: asked.append(module.transform.pastes_masks))
     counter.takes_masks_in_boxes = boxes_do  # pyright: ignore
     evaluate(model, batches(1), counter, RunStopping(max_steps=None, max_minutes=None), device=CPU)
-    assert model.transform.pastes_masks is not boxes_do
+    assert asked == [not boxes_do]
+    assert model.transform.pastes_masks  # whoever calls the model next is given torchvision's masks
 
 
 class Counter:
