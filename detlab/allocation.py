@@ -14,7 +14,7 @@ def keep_freed_memory(wanted: bool) -> bool:
     """Whether what is freed stays with the process, to be used again; glibc's allocator alone can be told.
 
     By default it gives every large block back to the system, which fills it with zeros, page by page, when it is next asked for: in
-    a step of training on a CPU hundreds of times, and a fifth of the time.
+    a step of training on a CPU hundreds of times.
 
     Returns:
         Whether it was told.

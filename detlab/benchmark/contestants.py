@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from torch import nn
 from detlab import parts
 from detlab.allocation import keep_freed_memory
 from detlab.benchmark import plain
-from detlab.benchmark.turns import Contestant
 from detlab.config import build, register
 from detlab.data.loader import EpochBatches, Loader
 from detlab.engine import Device, StepReport, predict, select_device, train_one_epoch
@@ -95,14 +95,29 @@ class _Endless:
         return self._batches
 
 
-def _profiled(contestant: Contestant) -> str:
-    """The operations that took the most time in a round, by torch's profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        contestant.round()
-    return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)
+class _Timed(ABC):
+    """What all contestants share: how a round is timed and profiled."""
+
+    units: int
+
+    @abstractmethod
+    def work(self) -> None:
+        """Do a round's work, `units` of it."""
+
+    def round(self) -> float:
+        """Seconds of a unit of the work."""
+        started = time.perf_counter()
+        self.work()
+        return (time.perf_counter() - started) / self.units
+
+    def profile(self) -> str:
+        """The operations that took the most time in one more round, by torch's profiler."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            self.work()
+        return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)
 
 
-class _Ours:
+class _Ours(_Timed):
     """What detlab's contestants share: the parts of a run."""
 
     loader: Loader
@@ -115,16 +130,12 @@ class _Ours:
         self.model = _placed(self.cfg, self.cfg.model, self.data["train"], weights)
         self.device.place(self.model)
 
-    def profile(self) -> str:
-        """A table of where the time of one more round went."""
-        return _profiled(self)  # pyright: ignore
-
     def close(self) -> None:
         """End the processes that load images."""
         self.loader.close()
 
 
-class _Theirs:
+class _Theirs(_Timed):
     """What the plain contestants share: torchvision's modules, fp32."""
 
     source: Generator[Any, None, None]
@@ -135,10 +146,6 @@ class _Theirs:
         self.data = parts.data_sets(self.cfg)
         node = plain.plain_model(OmegaConf.to_container(self.cfg.model, resolve=True))
         self.model = _placed(self.cfg, OmegaConf.create(node), self.data["train"], weights).to(self.device)
-
-    def profile(self) -> str:
-        """A table of where the time of one more round went."""
-        return _profiled(self)  # pyright: ignore
 
     def close(self) -> None:
         """End the processes that load images."""
@@ -165,9 +172,9 @@ def _placed(cfg: DictConfig, node: Any, data: Any, weights: Path) -> nn.Module:
 class OurTraining(_Ours):
     """Steps of `train_one_epoch`."""
 
-    def __init__(self, config: str, weights: Path, steps: int) -> None:
+    def __init__(self, config: str, weights: Path, units: int) -> None:
         super().__init__(config, weights)
-        self.steps, self.done = steps, 0
+        self.units, self.done = units, 0
         self.loader = parts.training_batches(self.cfg, self.data["train"], self.device)
         self.batches = _Endless(self.loader)
         self.optimizer = parts.optimizer(self.cfg, self.model)
@@ -175,9 +182,7 @@ class OurTraining(_Ours):
         self.scaler = self.device.scaler()
         self.stopping = RunStopping(max_steps=None, max_minutes=None)
 
-    def round(self) -> float:
-        """Seconds of a step."""
-        started = time.perf_counter()
+    def work(self) -> None:
         self.done = train_one_epoch(
             self.model,
             self.batches,
@@ -188,33 +193,29 @@ class OurTraining(_Ours):
             device=self.device,
             epoch=0,
             step=self.done,
-            steps=self.steps,
+            steps=self.units,
             accumulate=self.cfg.accumulate,
             clip_grad_norm=self.cfg.clip_grad_norm,
             seed=self.cfg.seed,
             iou_types=self.model.iou_types,  # type: ignore[arg-type]
             scaler=self.scaler,
         )
-        return (time.perf_counter() - started) / self.steps
 
 
 class TheirTraining(_Theirs):
     """The references' loop over the same batches."""
 
-    def __init__(self, config: str, weights: Path, steps: int) -> None:
+    def __init__(self, config: str, weights: Path, units: int) -> None:
         super().__init__(config, weights)
-        self.steps = steps
+        self.units = units
         images = plain.TutorialDataset(self.data["train"], self.model.iou_types, train=True)  # type: ignore[arg-type]
         order = _orders(self.cfg, len(images))
         self.source = plain.batches(images, order, self.cfg.workers)
         sgd = self.cfg.optimizer
         self.optimizer = plain.optimizer_of(self.model, sgd.lr, sgd.momentum, sgd.weight_decay)
 
-    def round(self) -> float:
-        """Seconds of a step."""
-        started = time.perf_counter()
-        plain.train_steps(self.model, self.source, self.optimizer, self.device, self.steps)
-        return (time.perf_counter() - started) / self.steps
+    def work(self) -> None:
+        plain.train_steps(self.model, self.source, self.optimizer, self.device, self.units)
 
 
 def _orders(cfg: DictConfig, count: int) -> list[list[int]]:
@@ -232,9 +233,9 @@ def _orders(cfg: DictConfig, count: int) -> list[list[int]]:
 class OurPrediction(_Ours):
     """Images through `predict`, to the rows of COCO's results."""
 
-    def __init__(self, config: str, weights: Path, images: int) -> None:
+    def __init__(self, config: str, weights: Path, units: int) -> None:
         super().__init__(config, weights)
-        self.images = images
+        self.units = units
         self.loader = parts.evaluation_batches(self.cfg, self.data["val"], self.device)
         self.source = self._all()
 
@@ -242,30 +243,24 @@ class OurPrediction(_Ours):
         while True:
             yield from self.loader
 
-    def round(self) -> float:
-        """Seconds of an image."""
-        started = time.perf_counter()
-        for _ in range(self.images):
+    def work(self) -> None:
+        for _ in range(self.units):
             images, _targets = next(self.source)
             found = predict(self.model, images, self.device, paste_masks=False)[0]
             prediction_to_results(0, found, self.data["val"].class_map, self.model.iou_types)  # type: ignore[arg-type]
-        return (time.perf_counter() - started) / self.images
 
 
 class TheirPrediction(_Theirs):
     """The references' loop of prediction, to what their evaluator makes rows of COCO's results of."""
 
-    def __init__(self, config: str, weights: Path, images: int) -> None:
+    def __init__(self, config: str, weights: Path, units: int) -> None:
         super().__init__(config, weights)
-        self.images = images
+        self.units = units
         samples = plain.TutorialDataset(self.data["val"], self.model.iou_types, train=False)  # type: ignore[arg-type]
         self.source = plain.batches(samples, [[index] for index in range(len(samples))], self.cfg.workers)
 
-    def round(self) -> float:
-        """Seconds of an image."""
-        started = time.perf_counter()
-        plain.predict_images(self.model, self.source, self.device, self.images)
-        return (time.perf_counter() - started) / self.images
+    def work(self) -> None:
+        plain.predict_images(self.model, self.source, self.device, self.units)
 
 
 CONTESTANTS: dict[str, tuple[type[Any], type[Any]]] = {
