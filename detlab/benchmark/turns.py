@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import statistics
 import sys
 import traceback
@@ -78,9 +79,18 @@ class Rival:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, sys.path[:], make, arguments))
-        self._process.start()
+        # Ctrl-C goes to all processes of a terminal; this one says so, and ends the others.
+        heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._process.start()
+        finally:
+            signal.signal(signal.SIGINT, heeded)
         theirs.close()
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self._end(at_once=True)
+            raise
 
     def ask(self, what: str) -> Any:
         """What it answers to `round`, `profile` or `peak_memory`."""
@@ -101,10 +111,13 @@ class Rival:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self, _type: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        self._end(at_once=error is not None)
+
+    def _end(self, *, at_once: bool) -> None:
         self._pipe.close()
-        self._process.join(30)
+        self._process.join(0 if at_once else 30)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -114,7 +127,7 @@ def _serve(pipe: Connection, path: list[str], make: Callable[..., Contestant], a
     """A contestant's process: answers until nobody asks any more."""
     sys.path[:] = path
     try:
-        with closing(make(*arguments)) as contestant, contextlib.suppress(EOFError, KeyboardInterrupt):
+        with closing(make(*arguments)) as contestant, contextlib.suppress(EOFError):
             pipe.send(None)
             while True:
                 asked = pipe.recv()

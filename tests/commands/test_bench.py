@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -84,6 +88,32 @@ def test_the_ratio_is_that_of_the_medians() -> None:
 def test_a_side_that_fails_is_told_with_its_own_trace(tmp_path: Path, kind: type[Any], said: str) -> None:
     with Rival(kind, "ours", tmp_path / "log", 0.0) as ours, pytest.raises(BenchmarkFailedError, match=said):
         ours.ask("round")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps to list the processes")
+def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "detlab.cli", "bench", *SMALL, "bench.rounds=1000"]
+    with (tmp_path / "said").open("w") as said:
+        run = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while "round 1" not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(30) == 130
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("round ")] == ["detlab: interrupted"]
+    deadline = time.monotonic() + 20
+    while _alive(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _alive(run.pid) == []
+
+
+def _alive(group: int) -> list[str]:
+    """The processes of a group that still run."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [row[2] for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
 
 
 def test_settings_and_overrides_are_told_apart() -> None:
