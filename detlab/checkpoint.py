@@ -249,6 +249,10 @@ class Checkpoints:
             self._writing.join()
             self._writing = None
 
+    def close(self) -> None:
+        """End with the run: nothing is written after it, when another one may go on from here."""
+        self.wait()
+
     def _content(self) -> dict[str, Any]:
         self._begun = time.monotonic()
         self._state.position.records = self._records.sizes()

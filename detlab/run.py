@@ -97,6 +97,7 @@ def train(cfg: DictConfig) -> float:
     with (
         closing(batches),
         closing(validation),
+        closing(checkpoints),
         RunStopping(max_steps=cfg.max_steps, max_minutes=cfg.max_minutes) as stopping,
         Console(total_steps, bar=distributed.first()).open() as console,
         writing(folder, console, position, log_every=cfg.log_every, device=device.name) as writer,
@@ -141,7 +142,7 @@ def train(cfg: DictConfig) -> float:
                 validation.run(model, average, position, stopping, writer, checkpoints)
             if not stopping.interrupted:
                 position.epoch = epoch
-            if last or stopping.interrupted:
+            if last or stopping.interrupted or stopping.reason is not None:
                 checkpoints.save()
             else:
                 checkpoints.save_in_background()
