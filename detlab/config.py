@@ -26,7 +26,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from detlab.errors import UserError
-from detlab.evaluation.metrics import METRICS
+from detlab.evaluation.metrics import BACKENDS, METRICS
 
 
 def _shipped(folder: str) -> Path:
@@ -348,6 +348,7 @@ RULES: dict[str, Rule] = {
     "optimizer.lr": _above(0),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.momentum": _fraction(below_one=True),
+    "evaluator.backend": _one_of(BACKENDS),
     "schedule.warmup_steps": _at_least(0),
     "schedule.warmup_factor": _fraction(),
     "schedule.final_factor": _fraction(),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from detlab.structures import IouType
+
+# Who computes the numbers: pycocotools, or detlab.evaluation.scoring; auto is the faster one, since tests hold the two equal.
+Backend = Literal["auto", "pycocotools", "faster"]
+BACKENDS: tuple[Backend, ...] = ("auto", "pycocotools", "faster")
 
 
 class Metric(NamedTuple):

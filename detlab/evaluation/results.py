@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from detlab.errors import UserError
 from detlab.masks import encode, encode_in_boxes
@@ -43,10 +44,76 @@ def run_lengths(counts: str | bytes) -> np.ndarray:
     return runs
 
 
+class Found(NamedTuple):
+    """What was detected in an image, N times: numpy arrays, so that it is small, and quick to send to another process."""
+
+    labels: np.ndarray  # int64 [N], 1..K
+    boxes_xywh: np.ndarray  # float64 [N, 4], in the image's original pixels
+    scores: np.ndarray  # float64 [N]
+    masks: list[RLE] | None  # N of them, of the image's size; None where masks are not scored
+    keypoints: np.ndarray | None  # float64 [N, P, 3], x, y, visibility; None where keypoints are not scored
+
+
+def found_in(image_id: int, prediction: Prediction, class_map: ClassMap, iou_types: Collection[IouType]) -> Found:
+    """One image's prediction as arrays.
+
+    Args:
+        image_id: as an error will name it.
+        prediction: see `Prediction`; boxes in the image's original pixels, on any device.
+        class_map: says which labels there are.
+        iou_types: `segm` adds the masks, `keypoints` the keypoints; the boxes are always there.
+
+    Raises:
+        ValueError: a label outside 1..K, or a field that `iou_types` needs is missing.
+    """
+    labels = np.array(prediction["labels"].detach().cpu().numpy(), np.int64)
+    outside = (labels < 1) | (labels > len(class_map))
+    if outside.any():
+        raise ValueError(f"image {image_id}: predicted label {labels[outside][0]} is outside 1..{len(class_map)}")
+    boxes_xywh = _own_array(prediction["boxes"]).reshape(-1, 4)
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    scores = _own_array(prediction["scores"])
+    masks = _encoded_masks(image_id, prediction) if "segm" in iou_types else None
+    keypoints = None
+    if "keypoints" in iou_types:
+        if "keypoints" not in prediction:
+            raise ValueError(f"image {image_id}: keypoints are to be scored but the prediction has none")
+        keypoints = _own_array(prediction["keypoints"])
+    return Found(labels, boxes_xywh, scores, masks, keypoints)
+
+
+def _own_array(values: Tensor) -> np.ndarray:
+    """A copy in float64, on the CPU because not every device has that; the caller may go on with its tensor."""
+    return np.array(values.detach().cpu().double().numpy())
+
+
+def rows_of(image_id: int, found: Found, class_map: ClassMap) -> list[dict[str, Any]]:
+    """What was found in one image as COCO results rows of plain Python numbers.
+
+    Args:
+        image_id: as in the ground truth.
+        found: in that image.
+        class_map: turns labels 1..K into the file's own category ids.
+    """
+    rows: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": class_map.category_id(label), "bbox": box, "score": score}
+        for label, box, score in zip(
+            found.labels.tolist(), found.boxes_xywh.tolist(), found.scores.tolist(), strict=True
+        )
+    ]
+    if found.masks is not None:
+        for row, mask in zip(rows, found.masks, strict=True):
+            row["segmentation"] = mask
+    if found.keypoints is not None:
+        for row, points in zip(rows, found.keypoints, strict=True):
+            row["keypoints"] = points.ravel().tolist()
+    return rows
+
+
 def prediction_to_results(
     image_id: int, prediction: Prediction, class_map: ClassMap, iou_types: Collection[IouType]
 ) -> list[dict[str, Any]]:
-    """One image's prediction as COCO results rows of plain Python numbers.
+    """One image's prediction as COCO results rows of plain Python numbers; see `found_in`.
 
     Args:
         image_id: as in the ground truth.
@@ -57,26 +124,7 @@ def prediction_to_results(
     Raises:
         ValueError: a label outside 1..K, or a field that `iou_types` needs is missing.
     """
-    # float64 before the subtraction, on the CPU because not every device has it.
-    x0, y0, x1, y1 = prediction["boxes"].detach().cpu().double().reshape(-1, 4).unbind(1)
-    boxes_xywh = [list(box) for box in zip(*(v.tolist() for v in (x0, y0, x1 - x0, y1 - y0)), strict=True)]
-    labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
-    for label in labels:
-        if not 1 <= label <= len(class_map):
-            raise ValueError(f"image {image_id}: predicted label {label} is outside 1..{len(class_map)}")
-    rows: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": class_map.category_id(label), "bbox": box, "score": score}
-        for label, box, score in zip(labels, boxes_xywh, scores, strict=True)
-    ]
-    if "segm" in iou_types:
-        for row, mask in zip(rows, _encoded_masks(image_id, prediction), strict=True):
-            row["segmentation"] = mask
-    if "keypoints" in iou_types:
-        if "keypoints" not in prediction:
-            raise ValueError(f"image {image_id}: keypoints are to be scored but the prediction has none")
-        for row, points in zip(rows, prediction["keypoints"].detach().cpu().flatten(1).tolist(), strict=True):
-            row["keypoints"] = points
-    return rows
+    return rows_of(image_id, found_in(image_id, prediction, class_map, iou_types), class_map)
 
 
 def _encoded_masks(image_id: int, prediction: Prediction) -> list[RLE]:
@@ -90,7 +138,9 @@ def _encoded_masks(image_id: int, prediction: Prediction) -> list[RLE]:
 
 def numbers_fault(value: Any, count: int) -> str | None:
     """Why `value` is not a list of `count` finite numbers; None where it is."""
-    if not isinstance(value, list | tuple) or len(value) != count or not all(isinstance(v, Real) for v in value):
+    # The two usual types before the abstract one, which takes ten times as long to ask.
+    is_list = isinstance(value, list | tuple) and len(value) == count
+    if not is_list or not all(isinstance(v, float | int | Real) for v in value):
         return f"is {str(value)[:60]}; expected a list of {count} numbers"
     if not all(math.isfinite(v) for v in value):
         return f"is not finite: {str(list(value))[:60]}"

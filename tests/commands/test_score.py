@@ -86,6 +86,20 @@ def test_the_type_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(files)
 
 
+def test_every_backend_prints_the_same_and_another_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = written(tmp_path, GROUND_TRUTH, [ROW])
+    printed = set()
+    for backend in ("auto", "pycocotools", "faster"):
+        assert main([*files, "--backend", backend]) == 0
+        printed.add(capsys.readouterr().out)
+    assert len(printed) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([*files, "--backend", "fast"])
+    assert "argument --backend: invalid choice: 'fast'" in capsys.readouterr().err
+
+
 def test_no_detections_are_scored_as_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*written(tmp_path, GROUND_TRUTH, []), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bbox/AP"] == 0.0

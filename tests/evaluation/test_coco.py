@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ REFERENCE: dict[IouType, list[float]] = {
     "keypoints": [0.5048844884, 0.7227722772, 0.6336633663, 0.4663366337, 0.7504950495, 0.5181818182, 0.7272727273,
                   0.6363636364, 0.4666666667, 0.75],
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, params=["pycocotools", "faster"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All that is said here is said of both backends."""
+    for name, of_any in (("score", score), ("CocoEvaluator", CocoEvaluator)):
+        monkeypatch.setattr(request.module, name, functools.partial(of_any, backend=request.param))
+    return request.param
 
 
 # pycocotools' decode, which only these tests call, is not written for numpy 2.
@@ -530,6 +540,28 @@ def test_an_evaluator_without_predictions_scores_zero_and_forgets_on_reset() -> 
     assert evaluator.compute()["bbox/AP"] == 0.0
 
 
+@pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
+def test_an_evaluator_that_was_given_nothing_or_empty_predictions_scores_zero(iou_type: IouType) -> None:
+    ground_truth = posed_truth(5)
+    ground_truth["annotations"][0]["segmentation"] = polygon(HERE)
+    evaluator = evaluator_of(ground_truth, iou_type, sigmas=[0.1] * 5)
+    assert evaluator.compute()[f"{iou_type}/AP"] == 0.0
+    nothing: Prediction = {**prediction(), "masks": torch.zeros(0, 1, 100, 120), "keypoints": torch.zeros(0, 5, 3)}
+    evaluator.update([1], [nothing])
+    assert evaluator.compute()[f"{iou_type}/AP"] == 0.0
+    assert evaluator.results() == []
+
+
+def test_an_evaluator_keeps_what_it_was_given_when_the_tensors_change() -> None:
+    evaluator = evaluator_of(truth(HERE), "bbox")
+    given = prediction([10, 10, 50, 50])
+    evaluator.update([1], [given])
+    rows = evaluator.results()
+    for values in (given["boxes"], given["labels"], given["scores"]):
+        values.zero_()
+    assert evaluator.results() == rows
+
+
 def test_an_image_evaluated_twice_or_unknown_is_refused() -> None:
     evaluator = evaluator_of(truth(HERE), "bbox")
     evaluator.update([1], [prediction()])
@@ -582,6 +614,45 @@ def test_an_evaluator_refuses_unknown_types_and_foreign_classes() -> None:
 def test_scoring_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     score(truth(HERE), [detection(HERE)], "bbox")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("field", ["boxes", "scores"])
+def test_predictions_that_are_not_finite_are_named_as_rows_are(field: str) -> None:
+    evaluator = evaluator_of(truth(HERE, images=2), "bbox")
+    damaged = prediction([10, 10, 50, 50], [20, 20, 30, 30])
+    damaged[field][1] = math.nan
+    evaluator.update([1, 2], [prediction([10, 10, 50, 50]), damaged])
+    with pytest.raises(UserError, match=r"results: row 2 \(image 2\) has a .* that is not finite"):
+        evaluator.compute()
+
+
+def test_predicted_masks_of_another_size_than_the_image_are_named() -> None:
+    ground_truth = truth(HERE)
+    ground_truth["annotations"][0]["segmentation"] = polygon(HERE)
+    evaluator = evaluator_of(ground_truth, "segm")
+    evaluator.update([1], [{**prediction([10, 10, 50, 50]), "masks": torch.ones(1, 1, 50, 60)}])
+    said = r"image 1 has a mask that has size \[50, 60\] in an image of \[100, 120\]"
+    with pytest.raises(UserError, match=said):
+        evaluator.compute()
+
+
+def test_a_ground_truth_that_cannot_be_scored_is_named_by_compute() -> None:
+    ground_truth = truth(HERE)
+    ground_truth["annotations"][0]["area"] = math.nan
+    with pytest.raises(UserError, match="has area nan"):
+        evaluator_of(ground_truth, "bbox").compute()
+
+
+def test_what_an_evaluator_holds_can_be_sent_to_another_process() -> None:
+    ground_truth = truth(HERE)
+    ground_truth["annotations"][0]["segmentation"] = polygon(HERE)
+    here, there = evaluator_of(ground_truth, "bbox", "segm"), evaluator_of(ground_truth, "bbox", "segm")
+    here.update([1], [masked([10, 10, 50, 50], probability=0.6)])
+    there.merge(pickle.loads(pickle.dumps(here.held())))
+    assert there.results() == here.results()
+    assert there.compute() == pytest.approx(here.compute(), abs=0, nan_ok=True)
+    with pytest.raises(ValueError, match=r"images \[1\] were evaluated twice"):
+        there.merge(here.held())
 
 
 def test_masks_in_their_boxes_are_scored_as_pasted_ones() -> None:
