@@ -104,6 +104,10 @@ class _Timed(ABC):
     def work(self) -> None:
         """Do a round's work, `units` of it."""
 
+    def warm_up(self) -> None:
+        """A round that does not count: memory is taken, kernels are chosen."""
+        self.work()
+
     def round(self) -> float:
         """Seconds of a unit of the work."""
         started = time.perf_counter()
@@ -116,6 +120,10 @@ class _Timed(ABC):
             self.work()
         return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)
 
+    def result(self) -> dict[str, Any]:
+        """Nothing: each learns and predicts in its own arithmetic."""
+        return {}
+
 
 class _Ours(_Timed):
     """What detlab's contestants share: the parts of a run."""
@@ -123,7 +131,7 @@ class _Ours(_Timed):
     loader: Loader
 
     def __init__(self, config: str, weights: Path) -> None:
-        self.cfg = _begin(config)
+        self.cfg = begin(config)
         keep_freed_memory(self.cfg.keep_freed_memory)
         self.device = select_device(self.cfg.device, self.cfg.precision)
         self.data = parts.data_sets(self.cfg)
@@ -141,7 +149,7 @@ class _Theirs(_Timed):
     source: Generator[Any, None, None]
 
     def __init__(self, config: str, weights: Path) -> None:
-        self.cfg = _begin(config)
+        self.cfg = begin(config)
         self.device = select_device(self.cfg.device, "fp32").name
         self.data = parts.data_sets(self.cfg)
         node = plain.plain_model(OmegaConf.to_container(self.cfg.model, resolve=True))
@@ -152,7 +160,8 @@ class _Theirs(_Timed):
         self.source.close()
 
 
-def _begin(config: str) -> DictConfig:
+def begin(config: str) -> DictConfig:
+    """The configuration that a contestant's process was given as YAML, of a model with random weights, and its seed set."""
     register()
     cfg = OmegaConf.create(config)
     assert isinstance(cfg, DictConfig)
@@ -261,10 +270,3 @@ class TheirPrediction(_Theirs):
 
     def work(self) -> None:
         plain.predict_images(self.model, self.source, self.device, self.units)
-
-
-CONTESTANTS: dict[str, tuple[type[Any], type[Any]]] = {
-    "train": (OurTraining, TheirTraining),
-    "predict": (OurPrediction, TheirPrediction),
-}
-UNITS = {"train": "training step", "predict": "image"}

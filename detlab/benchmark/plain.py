@@ -1,13 +1,20 @@
-"""The rival: a training and a prediction loop as torchvision's tutorial and its references/detection write them."""
+"""The rival: loops of training, prediction and evaluation as torchvision's tutorial and its references/detection write them."""
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from typing import Any, cast
 
+import numpy as np
 import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -115,3 +122,85 @@ def predict_images(
         found = model([image.to(device) for image in batch])
         outputs = [{k: v.to("cpu") for k, v in t.items()} for t in found]
     return outputs
+
+
+def index_of(ground_truth: dict[str, Any]) -> COCO:
+    """The index that pycocotools makes of a COCO dict, as `CocoDetection` holds one."""
+    index = COCO()
+    index.dataset = cast("Any", ground_truth)
+    with redirect_stdout(io.StringIO()):
+        index.createIndex()
+    return index
+
+
+def run_lengths_of(masks: Tensor) -> list[dict[str, Any]]:
+    """The references' way from pasted masks, probabilities `[N, 1, H, W]`, to run lengths: one by one, of the whole image."""
+    rles = []
+    # .numpy(): they give the tensor to np.array, which does the same and now warns.
+    for mask in (masks > 0.5).numpy():
+        rle: Any = coco_mask.encode(np.array(mask[0, :, :, np.newaxis], dtype=np.uint8, order="F"))
+        rles.append({**rle[0], "counts": rle[0]["counts"].decode("utf-8")})
+    return rles
+
+
+class TutorialEvaluator:
+    """The references' `CocoEvaluator` on one process: every batch is scored as it comes, by pycocotools, summed up at the end.
+
+    Args:
+        truth: pycocotools' index of the ground truth; copied, as theirs is.
+        iou_types: of `bbox` and `segm`.
+    """
+
+    def __init__(self, truth: COCO, iou_types: Sequence[IouType]) -> None:
+        self._truth = copy.deepcopy(truth)
+        self._scored = {iou_type: COCOeval(self._truth, iouType=cast("Any", iou_type)) for iou_type in iou_types}
+        self._of_batches: dict[str, list[np.ndarray]] = {iou_type: [] for iou_type in iou_types}
+        self._image_ids: list[int] = []
+
+    def update(self, predictions: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Score a batch: predictions by image id, with `masks` `[N, 1, H, W]` for segm."""
+        image_ids = [int(i) for i in np.unique(list(predictions))]
+        self._image_ids += image_ids
+        for iou_type, scored in self._scored.items():
+            rows = [
+                row
+                for image_id, found in predictions.items()
+                for row in (_box_rows(image_id, found) if iou_type == "bbox" else _mask_rows(image_id, found))
+            ]
+            with redirect_stdout(io.StringIO()):
+                scored.cocoDt = self._truth.loadRes(cast("Any", rows)) if rows else COCO()
+                scored.params.imgIds = list(image_ids)
+                scored.evaluate()
+            shape = (-1, len(scored.params.areaRng), len(image_ids))
+            self._of_batches[iou_type].append(np.asarray(scored.evalImgs).reshape(shape))
+
+    def summarize(self) -> dict[str, list[float]]:
+        """The 12 numbers of each type, in pycocotools' order, -1 where there is nothing to measure."""
+        image_ids, first = np.unique(self._image_ids, return_index=True)
+        for iou_type, scored in self._scored.items():
+            batches = np.concatenate(self._of_batches[iou_type], 2)
+            scored.evalImgs = list(batches[..., first].flatten())
+            scored.params.imgIds = list(image_ids)
+            scored._paramsEval = copy.deepcopy(scored.params)  # pyright: ignore[reportAttributeAccessIssue]
+            with redirect_stdout(io.StringIO()):
+                scored.accumulate()
+                scored.summarize()
+        return {iou_type: [float(value) for value in scored.stats] for iou_type, scored in self._scored.items()}
+
+
+def _box_rows(image_id: int, found: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    x0, y0, x1, y1 = found["boxes"].unbind(1)
+    boxes = torch.stack((x0, y0, x1 - x0, y1 - y0), dim=1).tolist()
+    return _rows(image_id, found, "bbox", boxes)
+
+
+def _mask_rows(image_id: int, found: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    return _rows(image_id, found, "segmentation", run_lengths_of(found["masks"]))
+
+
+def _rows(image_id: int, found: Mapping[str, Tensor], field: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows of COCO's results; a label is the id of its class."""
+    return [
+        {"image_id": image_id, "category_id": label, field: value, "score": score}
+        for value, label, score in zip(values, found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    ]

@@ -8,8 +8,8 @@ import signal
 import statistics
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +26,10 @@ class BenchmarkFailedError(RuntimeError):
 class Contestant(Protocol):
     """Does the same work as its rival, as often as it is told to."""
 
+    def warm_up(self) -> None:
+        """Do the work, or some of it, once without counting."""
+        ...
+
     def round(self) -> float:
         """Do the work once; seconds of one unit of it."""
         ...
@@ -34,8 +38,20 @@ class Contestant(Protocol):
         """Do the work once more, watched; a table of where the time went."""
         ...
 
+    def result(self) -> dict[str, Any]:
+        """What the last round found that its rival must find too."""
+        ...
+
     def close(self) -> None:
         """End the processes that load images."""
+        ...
+
+
+class Side(Protocol):
+    """A contestant as it is asked from here, wherever it works."""
+
+    def ask(self, what: str) -> Any:
+        """What it answers to `warm_up`, `round`, `profile`, `result` or `peak_memory`."""
         ...
 
 
@@ -64,6 +80,16 @@ def peak_memory() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
+@contextmanager
+def heedless_of_ctrl_c() -> Iterator[None]:
+    """Processes that begin within take no notice of Ctrl-C, which goes to all of a terminal: this one says so, and ends them."""
+    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heeded)
+
+
 class Rival:
     """A contestant in a process of its own.
 
@@ -79,12 +105,8 @@ class Rival:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, sys.path[:], make, arguments))
-        # Ctrl-C goes to all processes of a terminal; this one says so, and ends the others.
-        heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with heedless_of_ctrl_c():
             self._process.start()
-        finally:
-            signal.signal(signal.SIGINT, heeded)
         theirs.close()
         try:
             self._answer()
@@ -93,7 +115,7 @@ class Rival:
             raise
 
     def ask(self, what: str) -> Any:
-        """What it answers to `round`, `profile` or `peak_memory`."""
+        """What it answers to `warm_up`, `round`, `profile`, `result` or `peak_memory`."""
         self._pipe.send(what)
         return self._answer()
 
@@ -138,8 +160,8 @@ def _serve(pipe: Connection, path: list[str], make: Callable[..., Contestant], a
         pipe.send(BenchmarkFailedError(traceback.format_exc()))
 
 
-def in_turns(ours: Rival, theirs: Rival, rounds: int, said: Callable[[int, float, float], None]) -> Times:
-    """Rounds of both, one after the other, each beginning every second time, after one that does not count.
+def in_turns(ours: Side, theirs: Side, rounds: int, said: Callable[[int, float, float], None]) -> Times:
+    """Rounds of both, one after the other, each beginning every second time, after a warm-up.
 
     Args:
         ours: a contestant.
@@ -147,8 +169,8 @@ def in_turns(ours: Rival, theirs: Rival, rounds: int, said: Callable[[int, float
         rounds: that count.
         said: is told of each round: its number from 1, and both times.
     """
-    ours.ask("round")
-    theirs.ask("round")
+    ours.ask("warm_up")
+    theirs.ask("warm_up")
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         order = (0, 1) if number % 2 == 0 else (1, 0)

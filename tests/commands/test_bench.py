@@ -14,11 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from detlab.benchmark import chart, plain_first_batch, start
 from detlab.benchmark.contestants import TheirTraining, write_weights
+from detlab.benchmark.detections import Density, MadeImages
+from detlab.benchmark.growth import exponent
+from detlab.benchmark.measure import DifferentResultsError, check_same
 from detlab.benchmark.plain import plain_model
+from detlab.benchmark.scoring import OurMasks, OurScoring, Stopwatch, TheirMasks, TheirScoring, scored_types
+from detlab.benchmark.settings import Settings, settings_of
 from detlab.benchmark.turns import BenchmarkFailedError, Rival, Times, in_turns
-from detlab.commands.bench import DEFAULTS, Settings, main, settings_of
+from detlab.commands.bench import DEFAULTS, main
 from detlab.config import register
 from detlab.errors import UserError
 from detlab.preflight import compose_run
@@ -44,8 +51,14 @@ class Sleeper:
             log.write(f"{self.name} ends\n")
         return time.perf_counter() - started
 
+    def warm_up(self) -> None:
+        self.round()
+
     def profile(self) -> str:
         return f"{self.name} sleeps"
+
+    def result(self) -> dict[str, Any]:
+        return {}
 
     def close(self) -> None:
         self.log.with_suffix(f".{self.name}").write_text("closed")
@@ -118,14 +131,20 @@ def _alive(group: int) -> list[str]:
 
 def test_settings_and_overrides_are_told_apart() -> None:
     given = ["bench=predict", "model=mobilenet", "bench.rounds=2", "bench.units=7", "bench.profile=true"]
-    assert settings_of(given) == (Settings("predict", 2, 7, True), ["model=mobilenet"])
-    assert settings_of([]) == (Settings(), [])
+    assert settings_of(given) == (Settings("predict", rounds=2, units=7, profile=True), ["model=mobilenet"])
+    assert settings_of([]) == (Settings("train", rounds=5, units=3), [])
+    assert settings_of(["bench.images=7", "bench=evaluate"])[0] == Settings("evaluate", rounds=5, images=7)
+    assert settings_of(["bench=evaluate"])[0].images == 5000
+    assert settings_of(["bench=growth", "bench.plot=a.png"])[0].plot == Path("a.png")
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("bench=training", r"^bench: 'training' is not allowed; allowed: train, predict\.$"),
+        (
+            "bench=training",
+            r"^bench: 'training' is not allowed; allowed: train, predict, evaluate, masks, start, growth\.$",
+        ),
         ("bench.rounds=0", r"^bench\.rounds: '0' is not allowed; allowed: whole numbers from 1\.$"),
         ("bench.profile=yes", r"^bench\.profile: 'yes' is not allowed; allowed: true, false\.$"),
         ("bench.round=3", r"^bench\.round: no such key\. Did you mean bench\.rounds"),
@@ -134,6 +153,29 @@ def test_settings_and_overrides_are_told_apart() -> None:
 def test_a_wrong_setting_is_the_users_mistake(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         settings_of([override])
+
+
+@pytest.mark.parametrize(
+    ("work", "override", "said"),
+    [
+        ("train", "bench.images=3", "it has bench.rounds, bench.units, bench.profile"),
+        ("evaluate", "bench.units=3", "it has bench.rounds, bench.images, bench.profile"),
+        ("start", "bench.profile=true", "it has bench.rounds"),
+        ("masks", "bench.plot=a.png", "it has bench.rounds, bench.images, bench.profile"),
+    ],
+)
+def test_a_setting_of_another_work_is_refused(work: str, override: str, said: str) -> None:
+    key = override.partition("=")[0]
+    for given in ([f"bench={work}", override], [override, f"bench={work}"]):
+        with pytest.raises(UserError) as refused:
+            settings_of(given)
+        assert str(refused.value) == f"{key}: bench={work} does not have it; {said}."
+
+
+@pytest.mark.parametrize("name", ["growth.svg", "nowhere/growth.png", ""])
+def test_a_plot_is_a_picture_in_a_folder_that_is_there(name: str) -> None:
+    with pytest.raises(UserError, match=r"^bench\.plot: .* is not allowed; allowed: a \.png or \.jpg file"):
+        settings_of(["bench=growth", f"bench.plot={name}"])
 
 
 def test_the_plain_model_is_made_of_torchvisions_parts_alone(tmp_path: Path) -> None:
@@ -171,8 +213,213 @@ def test_frozen_norms_without_weights_are_given_statistics(tmp_path: Path) -> No
     assert not any(key.endswith("num_batches_tracked") for key in weights)
 
 
+def _config(*overrides: str) -> str:
+    from omegaconf import OmegaConf
+
+    register()
+    return OmegaConf.to_yaml(compose_run([*DEFAULTS, *SMALL, *overrides]))
+
+
+def test_made_images_are_as_full_as_val2017() -> None:
+    made = MadeImages(5000)
+    truth = made.ground_truth()
+    # https://cocodataset.org, instances_val2017.json.
+    assert len(truth["images"]) == 5000
+    assert len(truth["annotations"]) == made.objects == 36_781
+    assert sum(row["iscrowd"] for row in truth["annotations"]) == made.crowds == 446
+    assert {row["category_id"] for row in truth["annotations"]} == set(range(1, 81))
+    areas = torch.tensor([row["area"] for row in truth["annotations"]])
+    small, large = (areas < 32**2).float().mean(), (areas > 96**2).float().mean()
+    assert 0.36 < small < 0.46
+    assert 0.19 < large < 0.29
+    counts = [len(made.prediction(index, masks=False)["boxes"]) for index in range(len(made))]
+    assert sum(counts) == made.detections
+    assert 34 < sum(counts) / 5000 < 38
+    assert max(counts) == 100
+
+
+def test_made_objects_are_outlines_inside_their_images_and_crowds_run_lengths() -> None:
+    truth = MadeImages(300).ground_truth()
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    for row in truth["annotations"]:
+        height, width = sizes[row["image_id"]]
+        x, y, w, h = row["bbox"]
+        assert min(x, y) >= 0
+        assert min(w, h) > 0
+        assert x + w <= width + 0.01
+        assert y + h <= height + 0.01
+        if row["iscrowd"]:
+            assert row["segmentation"]["size"] == [height, width]
+            assert sum(row["segmentation"]["counts"]) == height * width
+            assert sum(row["segmentation"]["counts"][1::2]) == row["area"]
+        else:
+            (outline,) = row["segmentation"]
+            assert len(outline) in range(40, 61, 2)
+            assert 0 < row["area"] <= (w + 0.01) * (h + 0.01)
+
+
+def test_made_detections_are_those_of_a_model_and_exact_in_float32() -> None:
+    made = MadeImages(20)
+    for index in range(20):
+        found = made.prediction(index, masks=True)
+        height, width = found["image_size"]
+        count = len(found["scores"])
+        x0, y0, x1, y1 = found["boxes"].unbind(1)
+        assert bool(((x0 >= 0) & (x1 <= width) & (x1 - x0 >= 1) & (y0 >= 0) & (y1 <= height) & (y1 - y0 >= 1)).all())
+        assert torch.equal((x1 - x0).double(), x1.double() - x0.double())
+        assert found["masks_in_boxes"].shape == (count, 1, 28, 28)
+        assert found["masks_in_boxes"].dtype == found["boxes"].dtype == found["scores"].dtype == torch.float32
+        assert bool((found["scores"].diff() <= 0).all())
+
+
+def test_what_is_made_depends_on_the_seed_alone() -> None:
+    first, again, other = (MadeImages(5, seed=seed) for seed in (1, 1, 2))
+    assert first.ground_truth() == again.ground_truth() != other.ground_truth()
+    masks = [made.prediction(2, masks=True)["masks_in_boxes"] for made in (first, again)]
+    assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize(
+    ("model", "density"), [("bbox", None), ("segm", None), ("segm", Density(objects=0.5, classes=3))]
+)
+def test_both_evaluations_find_the_same_numbers(model: str, density: Density | None) -> None:
+    iou_types: Any = ("bbox", "segm")[: 1 + (model == "segm")]
+    config = _config()
+    sides = [kind(config, iou_types, 12, density) for kind in (OurScoring, TheirScoring)]
+    for side in sides:
+        side.warm_up()
+        assert side.round() > 0
+    ours, theirs = (side.result() for side in sides)
+    check_same(ours, theirs)
+    assert len(ours) == 12 * len(iou_types)
+    assert 0.1 < ours[f"{model}/AP"] < 0.9
+
+
+def test_both_make_the_same_run_lengths_of_masks() -> None:
+    ours, theirs = (kind(_config(), ("segm",), 4) for kind in (OurMasks, TheirMasks))
+    assert ours.round() < theirs.round()
+    check_same(ours.result(), theirs.result())
+    assert len(ours.result()) == 4
+    assert "paste_mask" in theirs.profile()
+
+
+def test_different_results_are_said_and_their_times_are_not_compared() -> None:
+    check_same({"AP": 0.5, "APs": float("nan")}, {"AP": 0.5 + 1e-8, "APs": float("nan")})
+    with pytest.raises(
+        DifferentResultsError, match=r"the same: AP is 0\.5 by detlab and 0\.51 by the plain way, and 1 more"
+    ):
+        check_same({"AP": 0.5, "APs": 0.1}, {"AP": 0.51, "APs": float("nan")})
+    with pytest.raises(DifferentResultsError, match="image 3 is ab by detlab and None"):
+        check_same({"image 3": "ab"}, {})
+
+
+def test_a_stopwatch_adds_up_what_is_spent_within_it() -> None:
+    clock = Stopwatch()
+    for _ in range(2):
+        time.sleep(0.05)
+        with clock:
+            time.sleep(0.02)
+    assert 0.04 <= clock.seconds < 0.1
+
+
+def test_the_model_says_what_is_scored() -> None:
+    assert scored_types(_config()) == ("bbox",)
+    register()
+    from omegaconf import OmegaConf
+
+    small = ["image_size.min=64", "image_size.max=96", "model.backbone.name=resnet18"]
+    masks = OmegaConf.to_yaml(compose_run([*DEFAULTS, "model=maskrcnn", *small]))
+    assert scored_types(masks) == ("bbox", "segm")
+    with pytest.raises(UserError, match="scored by keypoints"):
+        scored_types(OmegaConf.to_yaml(compose_run([*DEFAULTS, "model=keypointrcnn", *small])))
+
+
+@pytest.mark.parametrize(
+    "overrides", [SMALL[:2], ["model=maskrcnn", "model.backbone.name=resnet18", "model.norm=batch"]]
+)
+def test_the_plain_script_makes_the_configured_model(overrides: list[str]) -> None:
+    register()
+    cfg = compose_run([*DEFAULTS, *overrides])
+    with start.sides(cfg, overrides) as (_, theirs):
+        told = json.loads(theirs.command[-1])
+    model = plain_first_batch.model_of(told, 2)
+    from detlab import parts
+    from detlab.models.weights import settle
+
+    settle(cfg.model)
+    data = parts.data_sets(cfg)["train"]
+    ours = parts.detector(cfg, data.class_map, data.keypoints)
+    shapes = [{name: value.shape for name, value in made.state_dict().items()} for made in (ours, model)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_plain_script_reads_penn_fudan_as_the_tutorial_does(pennfudan: Path) -> None:
+    node = {"_target_": "detlab.data.pennfudan.pennfudan", "root": str(pennfudan)}
+    train, val, classes = plain_first_batch.data_sets(node, ["bbox", "segm"])
+    assert (len(train), len(val), classes) == (6, 6, 2)
+    image, target = val[1]
+    assert image.shape == (3, 60, 80)
+    assert image.dtype == torch.float
+    assert target["masks"].shape == (2, 60, 80)
+    assert torch.equal(target["boxes"][0], torch.tensor([5.0, target["boxes"][0, 1], 22.0, target["boxes"][0, 3]]))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 with numpy 2
+def test_the_plain_script_reads_cocos_format_by_torchvision(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    outline = [5, 5, 15, 5, 15, 20, 5, 20]
+    content = {
+        "images": [{"id": 3, "file_name": "a.png", "height": 30, "width": 40}],
+        "annotations": [
+            {"id": 1, "image_id": 3, "category_id": 7, "bbox": [5, 5, 10, 15], "area": 150, "iscrowd": 0, "segmentation": [outline]}
+        ],
+        "categories": [{"id": 7, "name": "thing"}],
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    node = {
+        "_target_": "detlab.data.coco.coco", "root": str(tmp_path), "train_annotations": "a.json", "train_images": ".",
+        "val_annotations": None, "val_images": None,
+    }  # fmt: skip
+    train, val, classes = plain_first_batch.data_sets(node, ["bbox", "segm"])
+    assert (len(train), len(val), classes) == (1, 1, 8)
+    image, target = val[0]
+    assert image.shape == (3, 30, 40)
+    assert image.dtype == torch.float
+    assert target["boxes"].tolist() == [[5, 5, 15, 20]]
+    assert target["labels"].tolist() == [7]
+    assert int(target["masks"].sum()) == 150
+
+
+def test_a_start_that_has_no_plain_script_is_refused() -> None:
+    register()
+    cfg = compose_run([*DEFAULTS, "model=retinanet"])
+    with pytest.raises(UserError, match=r"^model: bench=start has a plain script"), start.sides(cfg, []):
+        pass
+
+
+def test_a_start_that_fails_is_told_with_what_it_said() -> None:
+    with pytest.raises(BenchmarkFailedError, match=r"(?s)detlab\.cli ended with 2\..*no command 'nothing'"):
+        start.Start("detlab.cli", ["nothing"]).ask("round")
+
+
+def test_the_exponent_is_the_slope_of_the_logarithms() -> None:
+    assert exponent([(1, 3.0), (2, 12.0), (8, 192.0)]) == pytest.approx(2)
+    assert exponent([(1, 3.0), (2, 3.0)]) == pytest.approx(0)
+
+
+def test_a_chart_shows_every_point_of_every_curve() -> None:
+    curves = {"images": [(10, 1.0), (20, 2.0), (40, 4.0)], "processes": [(1, 2.0), (2, 1.5)]}
+    picture = chart.drawn(curves)
+    assert picture.shape == (3, 320, 840)
+    for number, count in enumerate((3, 2)):
+        panel = picture[:, :, 420 * number : 420 * (number + 1)]
+        colour = torch.tensor(chart.COLOURS[4 + number])[:, None, None]
+        columns = (panel == colour).all(0).sum(0)
+        assert int(columns.count_nonzero()) > 10 * count
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("work", ["train", "predict"])
+@pytest.mark.parametrize("work", ["predict"])
 def test_one_object_with_what_was_measured(work: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"bench={work}", "bench.rounds=2", "bench.units=2", *SMALL, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -181,3 +428,52 @@ def test_one_object_with_what_was_measured(work: str, capsys: pytest.CaptureFixt
     assert report["work"]["bench"] == work
     assert report["precision"] == "fp32"
     assert min(report["memory"].values()) > 2**26
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("work", "images"), [("evaluate", 30), ("masks", 10)])
+def test_made_work_is_timed_and_told(work: str, images: int, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"bench={work}", "bench.rounds=2", f"bench.images={images}", *SMALL]
+    assert main([*given, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ratio"] == pytest.approx(report["theirs"] / report["ours"])
+    assert report["work"]["images"] == images
+    assert ("bbox/AP" in report["work"]) == (work == "evaluate")
+    assert main([*given, "bench.profile=true"]) == 0
+    said = capsys.readouterr().out
+    assert "s a round" in said
+    assert said.count("Ordered by: internal time") == 2
+
+
+@pytest.mark.slow
+def test_a_start_is_told_step_by_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench=start", "bench.rounds=1", *SMALL, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    steps = report["steps"]
+    assert list(steps["theirs"]) == ["interpreter", "imports", "data", "model", "first batch"]
+    assert list(steps["ours"]) == ["interpreter", "config", "imports", "data", "model", "first batch"]
+    for side, taken in steps.items():
+        assert sum(taken.values()) == pytest.approx(report[side])
+        assert min(taken.values()) > 0
+    assert set(report["commands"]) == {"--help", "--cfg job"}
+    assert min(report["memory"].values()) > 2**26
+
+
+@pytest.mark.slow
+def test_growth_is_a_table_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "growth.png"
+    given = ["bench=growth", "bench.rounds=1", "bench.images=16", "bench.units=1", f"bench.plot={plot}"]
+    assert main([*given, *SMALL, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    kinds = [row["of"] for row in report["rows"]]
+    assert kinds == ["images"] * 4 + ["objects"] * 4 + ["classes"] * 4 + ["processes"] * 2
+    assert [row["at"] for row in report["rows"]][:4] == [2, 4, 8, 16]
+    assert list(report["exponents"]) == ["images", "objects", "classes", "processes"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_needs_images_for_its_sizes_and_a_batch_for_two_processes() -> None:
+    with pytest.raises(UserError, match=r"^bench\.images: 7 is not allowed; allowed with bench=growth: from 8\.$"):
+        main(["bench=growth", "bench.images=7", *SMALL])
+    with pytest.raises(UserError, match=r"^batch_size: 3 cannot be shared by 2 processes"):
+        main(["bench=growth", *SMALL, "batch_size=3"])
