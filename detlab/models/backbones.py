@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -84,6 +85,7 @@ def backbone(
     norm: str,
     norm_eps: float,
     trainable_layers: int | Literal["all"],
+    returned_layers: Sequence[int] = (1, 2, 3, 4),
     fold_norms: bool = True,
 ) -> BackboneWithFPN | nn.Sequential:
     """A classification model of torchvision's as a backbone, with or without a feature pyramid (Lin et al., 2017).
@@ -99,12 +101,14 @@ def backbone(
         norm_eps: what the norms add to the variance.
         trainable_layers: how many stages are trained, counted from the last; `all`, or a number up to 5 for the ResNets (as
             in torchvision) and up to 6 for the others. The pyramid is always trained.
+        returned_layers: which of the maps of 4, 8, 16 and 32 pixels a cell, as 1 to 4, go into the pyramid. Without the finest
+            one, most of a pyramid's cost, small objects are not found.
         fold_norms: whether norms are one operation with their convolutions while they are fixed: frozen, or in evaluation.
 
     Returns:
-        A module with `out_channels` and `name`. With a pyramid: `[B, 3, H, W]` to the maps "0".."3" and "pool", each
-        `[B, 256, H / s, W / s]` with s = 4, 8, 16, 32, 64. Without: to one map `[B, C, H / 32, W / 32]`, which torchvision
-        calls "0".
+        A module with `out_channels` and `name`. With a pyramid: `[B, 3, H, W]` to the maps "0".."3" (or as many as are returned)
+        and "pool", each `[B, 256, H / s, W / s]` with s = 4, 8, 16, 32, 64. Without: to one map `[B, C, H / 32, W / 32]`, which
+        torchvision calls "0".
 
     Raises:
         UserError: an unknown name or norm, or a number of layers out of range.
@@ -122,7 +126,12 @@ def backbone(
         _start_as_identity(body)
     stages = _stages(body)
     _freeze_first(stages, trainable_layers, norm)
-    ends = [list(stage)[-1] for stage in (*stages[1:4], stages[-1])]
+    if list(returned_layers) != sorted(set(returned_layers) & {1, 2, 3, 4}) or not returned_layers:
+        raise UserError(
+            f"model.backbone.returned_layers: {list(returned_layers)} is not allowed; allowed: some of 1, 2, 3, 4, in this order."
+        )
+    found = (*stages[1:4], stages[-1])
+    ends = [list(found[layer - 1])[-1] for layer in returned_layers]
     channels = [_out_channels(body.get_submodule(end)) for end in ends]
     if fpn:
         built = BackboneWithFPN(body, {end: str(i) for i, end in enumerate(ends)}, channels, FPN_CHANNELS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -66,7 +67,7 @@ PRECISE = (
 
 
 def _outputs_in_float32(model: nn.Module) -> None:
-    """Make the precise modules return float32 under autocast.
+    """Make the precise modules return float32, not less, under autocast.
 
     torchvision makes its anchors in the maps' type: in bfloat16 they would be off by pixels. Where the anchors do not depend on it
     the maps stay as they are.
@@ -80,7 +81,7 @@ def _outputs_in_float32(model: nn.Module) -> None:
 
     def float32(output: Any) -> Any:
         if isinstance(output, Tensor):
-            return output.float()
+            return output.to(torch.promote_types(output.dtype, torch.float32))
         if isinstance(output, dict):
             return type(output)((key, float32(value)) for key, value in output.items())
         return type(output)(float32(value) for value in output)
