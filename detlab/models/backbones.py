@@ -18,7 +18,7 @@ NAMES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
     "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0",
 )  # fmt: skip
-FPN_CHANNELS = 256
+FPN_LAYERS, FPN_CHANNELS = (1, 2, 3, 4), 256  # torchvision's
 
 
 def _body(name: str, norm: str, norm_eps: float) -> nn.Sequential:
@@ -78,6 +78,19 @@ def _out_channels(module: nn.Module) -> int:
     return [part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)][-1]
 
 
+def _check_pyramid(fpn: bool, returned_layers: Sequence[int], fpn_channels: int) -> None:
+    if list(returned_layers) != sorted(set(returned_layers) & set(FPN_LAYERS)) or not returned_layers:
+        raise UserError(
+            f"model.backbone.returned_layers: {list(returned_layers)} is not allowed; allowed: some of 1, 2, 3, 4, in this order."
+        )
+    if fpn_channels < 1:
+        raise UserError(f"model.backbone.fpn_channels: {fpn_channels} is not allowed; allowed: whole numbers from 1.")
+    if not fpn and (tuple(returned_layers), fpn_channels) != (FPN_LAYERS, FPN_CHANNELS):
+        raise UserError(
+            "model.backbone: returned_layers and fpn_channels are a pyramid's; leave them out, or add fpn=true."
+        )
+
+
 def backbone(
     *,
     name: str,
@@ -85,7 +98,8 @@ def backbone(
     norm: str,
     norm_eps: float,
     trainable_layers: int | Literal["all"],
-    returned_layers: Sequence[int] = (1, 2, 3, 4),
+    returned_layers: Sequence[int] = FPN_LAYERS,
+    fpn_channels: int = FPN_CHANNELS,
     fold_norms: bool = True,
 ) -> BackboneWithFPN | nn.Sequential:
     """A classification model of torchvision's as a backbone, with or without a feature pyramid (Lin et al., 2017).
@@ -103,15 +117,16 @@ def backbone(
             in torchvision) and up to 6 for the others. The pyramid is always trained.
         returned_layers: which of the maps of 4, 8, 16 and 32 pixels a cell, as 1 to 4, go into the pyramid. Without the finest
             one, most of a pyramid's cost, small objects are not found.
+        fpn_channels: of the pyramid's maps; half as many are a quarter of its work.
         fold_norms: whether norms are one operation with their convolutions while they are fixed: frozen, or in evaluation.
 
     Returns:
         A module with `out_channels` and `name`. With a pyramid: `[B, 3, H, W]` to the maps "0".."3" (or as many as are returned)
-        and "pool", each `[B, 256, H / s, W / s]` with s = 4, 8, 16, 32, 64. Without: to one map `[B, C, H / 32, W / 32]`, which
-        torchvision calls "0".
+        and "pool", each `[B, fpn_channels, H / s, W / s]` with s = 4, 8, 16, 32, 64. Without: to one map
+        `[B, C, H / 32, W / 32]`, which torchvision calls "0".
 
     Raises:
-        UserError: an unknown name or norm, or a number of layers out of range.
+        UserError: an unknown name or norm, layers or channels out of range or of a pyramid that there is not.
         ValueError: an `auto` that `detlab.models.weights.settle` should have replaced.
     """
     if "auto" in (norm, norm_eps, trainable_layers):
@@ -126,15 +141,12 @@ def backbone(
         _start_as_identity(body)
     stages = _stages(body)
     _freeze_first(stages, trainable_layers, norm)
-    if list(returned_layers) != sorted(set(returned_layers) & {1, 2, 3, 4}) or not returned_layers:
-        raise UserError(
-            f"model.backbone.returned_layers: {list(returned_layers)} is not allowed; allowed: some of 1, 2, 3, 4, in this order."
-        )
-    found = (*stages[1:4], stages[-1])
-    ends = [list(found[layer - 1])[-1] for layer in returned_layers]
+    _check_pyramid(fpn, returned_layers, fpn_channels)
+    halvings = (*stages[1:4], stages[-1])
+    ends = [list(halvings[layer - 1])[-1] for layer in returned_layers]
     channels = [_out_channels(body.get_submodule(end)) for end in ends]
     if fpn:
-        built = BackboneWithFPN(body, {end: str(i) for i, end in enumerate(ends)}, channels, FPN_CHANNELS)
+        built = BackboneWithFPN(body, {end: str(i) for i, end in enumerate(ends)}, channels, fpn_channels)
     else:
         built = body
         built.out_channels = channels[-1]  # type: ignore[assignment]

@@ -209,3 +209,25 @@ def test_looking_at_the_maps_changes_nothing() -> None:
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_pyramid_has_the_levels_and_the_channels_that_are_asked_for() -> None:
+    maps = feature_maps(built(returned_layers=[2, 4], fpn_channels=32))
+    assert maps == {"0": (32, 8, 8), "1": (32, 2, 2), "pool": (32, 1, 1)}
+    whole = shapes(built())
+    assert all(whole[name] == shape for name, shape in shapes(built(returned_layers=[1, 2, 3, 4])).items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"returned_layers": []}, r"returned_layers: \[\] is not allowed; allowed: some of 1, 2, 3, 4"),
+        ({"returned_layers": [3, 2]}, r"returned_layers: \[3, 2\] is not allowed"),
+        ({"returned_layers": [4, 5]}, r"returned_layers: \[4, 5\] is not allowed"),
+        ({"fpn_channels": 0}, r"fpn_channels: 0 is not allowed; allowed: whole numbers from 1"),
+        ({"fpn": False, "returned_layers": [4]}, r"a pyramid's; leave them out, or add fpn=true"),
+    ],
+)
+def test_levels_that_there_are_not_are_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        built(**changed)
