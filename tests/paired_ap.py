@@ -1,0 +1,61 @@
+"""Does the fast path learn as well as the plain one: the same runs by both, seed by seed, and what their AP differs by.
+
+By hand: python tests/paired_ap.py FOLDER --seeds 5 [overrides]. A run that is there and has ended is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+# Torchvision's own operations and pycocotools, in place of what detlab does faster.
+PLAIN = (
+    "model.box_roi_pool.method=torchvision", "model.mask_roi_pool.method=torchvision", "model.rpn_sampled_gradient=false",
+    "model.backbone.fold_norms=false", "model.masks_in_boxes=false", "evaluator.backend=pycocotools", "precision=fp32",
+)  # fmt: skip
+METRICS = ("val/bbox/AP", "val/segm/AP")
+# Student's t of 95 %, two-sided, by degrees of freedom.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def last_metrics(folder: Path, *overrides: str) -> dict[str, float]:
+    """The numbers of a run's last evaluation; of a new run, where there is none that has ended."""
+    done = folder / "done"
+    if not done.exists():
+        command = [sys.executable, "-m", "detlab.run", f"hydra.run.dir={folder}", "resume=auto", *overrides]
+        subprocess.run(command, check=True)
+        done.touch()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if METRICS[0] in line][-1]
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """Where the mean of all differences like these lies, with 95 % confidence if they are normally distributed."""
+    mean = statistics.fmean(differences)
+    half = T95[len(differences) - 2] * statistics.stdev(differences) / len(differences) ** 0.5
+    return mean - half, mean + half
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=5, choices=range(2, len(T95) + 2))
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_intermixed_args()
+    pairs = []
+    for seed in range(given.seeds):
+        both = [
+            last_metrics(given.folder.resolve() / f"{kind}-{seed}", f"seed={seed}", *more, *given.overrides)
+            for kind, more in (("fast", ()), ("plain", PLAIN))
+        ]
+        pairs.append(both)
+        for metric in METRICS:
+            print(f"seed {seed}  {metric}  fast {both[0][metric]:.4f}  plain {both[1][metric]:.4f}", flush=True)
+    for metric in METRICS:
+        apart = [fast[metric] - plain[metric] for fast, plain in pairs]
+        low, high = interval(apart)
+        print(f"{metric}  fast less plain {statistics.fmean(apart):+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
