@@ -153,7 +153,7 @@ def test_help_and_cfg_answer_at_once_without_torch(arguments: list[str], tmp_pat
         assert done.returncode == 0, done.stderr
         assert "epochs" in done.stdout or "train" in done.stdout
     # The best of three: the machine may be busy with something else.
-    assert min(seconds) < 1
+    assert min(seconds) < 2
 
 
 def test_completion_answers_without_torch(tmp_path: Path) -> None:
