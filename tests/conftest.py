@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from detlab.config import CONF, register
+
+# Test processes beside each other (-n) share the cores; this is said before torch is imported, and goes to what the tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
