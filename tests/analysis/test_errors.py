@@ -78,7 +78,9 @@ def test_each_kind_alone_is_counted_as_that_kind_and_nothing_else(kind: str, iou
     assert errors.counts == {other: int(other == kind) for other in KINDS}
     told = errors.summary()
     assert told["AP50"] == pytest.approx(left, abs=1e-12)
-    assert told["AP50"] == pytest.approx(score(truth(*objects), results(*found), iou_type)[f"{iou_type}/AP50"], abs=1e-12)
+    assert told["AP50"] == pytest.approx(
+        score(truth(*objects), results(*found), iou_type)[f"{iou_type}/AP50"], abs=1e-12
+    )
     for other in KINDS:
         assert told["kinds"][other]["AP50"] == pytest.approx(1.0 if other == kind else left, abs=1e-12)
         assert told["kinds"][other]["gain"] == pytest.approx(1.0 - left if other == kind else 0, abs=1e-12)
@@ -107,7 +109,11 @@ def test_of_several_wrong_detections_on_an_object_one_is_put_right_and_the_other
     assert errors.average_precision(("location",)) == pytest.approx(1.0)
     # On an object that was found nothing is left to be put right.
     errors = errors_of([(CAT, FIRST)], [(CAT, FIRST, 0.9), (CAT, MOVED, 0.95)])
-    assert (errors.counts["location"], errors.average_precision(), errors.average_precision(("location",))) == (1, pytest.approx(0.5), pytest.approx(1.0))
+    assert (errors.counts["location"], errors.average_precision(), errors.average_precision(("location",))) == (
+        1,
+        pytest.approx(0.5),
+        pytest.approx(1.0),
+    )
 
 
 def test_a_class_mended_leaves_the_wrong_class_and_counts_for_the_right_one() -> None:
@@ -132,7 +138,11 @@ def test_without_objects_there_is_no_ap_and_without_detections_all_is_missed() -
     assert empty.counts["background"] == 1
     assert str(empty.average_precision()) == "nan"
     nothing = errors_of([(CAT, FIRST), (DOG, SECOND)], [])
-    assert (nothing.counts["missed"], nothing.average_precision(), nothing.average_precision(KINDS)) == (2, 0.0, pytest.approx(1.0))
+    assert (nothing.counts["missed"], nothing.average_precision(), nothing.average_precision(KINDS)) == (
+        2,
+        0.0,
+        pytest.approx(1.0),
+    )
 
 
 @pytest.mark.parametrize(("iou_type", "ap50"), [("bbox", 0.6969727247), ("segm", 0.5622883973)])

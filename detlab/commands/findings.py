@@ -1,0 +1,96 @@
+"""What `detlab evaluate --errors` tells: errors by kind, and from which score on a class is to be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from detlab import storage
+from detlab.analysis.errors import MEANING, Errors
+from detlab.analysis.matched import Matched
+from detlab.analysis.thresholds import Operating, by_label, operating_thresholds
+from detlab.structures import DetectionDataset, IouType
+from detlab.untrusted import printable
+from detlab.writer import plain
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The errors of boxes and of masks, and the thresholds by class.
+
+    Args:
+        names: of the classes, in the order of the labels.
+        errors: by type, as `Errors.summary` gives them.
+        thresholds: by type, one for each class.
+        precision: that the thresholds were to have; None: they are those of the best F1.
+    """
+
+    names: tuple[str, ...]
+    errors: Mapping[str, dict[str, Any]]
+    thresholds: Mapping[str, list[Operating]]
+    precision: float | None
+
+    @classmethod
+    def of(
+        cls,
+        dataset: DetectionDataset,
+        results: list[dict[str, Any]],
+        iou_types: Sequence[IouType],
+        *,
+        precision: float | None,
+    ) -> Findings:
+        """From a data set and COCO results of all of its images; keypoints have no kinds of errors.
+
+        Raises:
+            UserError: ground truth or results that cannot be scored.
+        """
+        ground_truth, errors, thresholds = dataset.ground_truth(), {}, {}
+        for iou_type in iou_types:
+            if iou_type != "keypoints":
+                matched = Matched.of(ground_truth, results, iou_type)
+                errors[iou_type] = Errors.of(matched).summary()
+                found = operating_thresholds(matched, precision=precision)
+                thresholds[iou_type] = by_label(found, matched, dataset.class_map)
+        return cls(dataset.class_map.names, errors, thresholds, precision)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it: `errors` by type, and `thresholds` by type and class."""
+        thresholds = {
+            iou_type: {name: asdict(one) for name, one in zip(self.names, found, strict=True)}
+            for iou_type, found in self.thresholds.items()
+        }
+        return {"errors": plain(self.errors), "thresholds": thresholds, "precision": self.precision}
+
+    def write(self, path: Path) -> None:
+        """The record as a file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        storage.write_text(path, json.dumps(self.record(), indent=2) + "\n")
+
+    def text(self) -> str:
+        """For the terminal."""
+        lines = []
+        for iou_type, told in self.errors.items():
+            lines += [f"errors of {iou_type}, AP50 {told['AP50']:.3f}:", "  kind        errors  AP50 mended   gain"]
+            for kind, one in told["kinds"].items():
+                lines.append(
+                    f"  {kind:<10}  {one['count']:>6}  {one['AP50']:>11.3f}  {one['gain']:>5.3f}  {MEANING[kind]}"
+                )
+            lines.append(f"  {'all':<10}  {'':>6}  {told['all']:>11.3f}  {told['all'] - told['AP50']:>5.3f}")
+        by = "best F1" if self.precision is None else f"lowest with a precision of {self.precision:g}"
+        for iou_type, found in self.thresholds.items():
+            lines.append(f"thresholds on these images, {by} at {iou_type} IoU 0.5:")
+            for name, one in zip(self.names, found, strict=True):
+                if one.threshold is None:
+                    lines.append(f"  {printable(name)}: none")
+                else:
+                    lines.append(
+                        f"  {printable(name)}: {one.threshold:.3f}  precision {one.precision:.3f}  recall {one.recall:.3f}  "
+                        f"F1 {one.f1:.3f}"
+                    )
+        return "\n".join(lines)
