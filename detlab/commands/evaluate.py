@@ -16,7 +16,7 @@ from detlab.untrusted import printable
 # What an override may change: on what the model is scored, and where that is computed. The model is the run's.
 TAKEN = ("dataset", "evaluator", "workers", "device", "precision", "keep_freed_memory", "allow", "hydra.searchpath")
 FILES = ("ground_truth.json", "predictions.json", "metrics.json")
-ERROR_FILES = ("errors.json",)
+ERROR_FILES = ("errors.json", "label_errors.json")
 
 
 def main(argv: list[str]) -> int:
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
         findings = Findings.of(dataset, evaluator.results(), iou_types, precision=arguments.precision)
         if arguments.out is not None:
-            findings.write(arguments.out / ERROR_FILES[0])
+            findings.write(*(arguments.out / name for name in ERROR_FILES))
     if arguments.json:
         print(
             as_json(metrics) if findings is None else json.dumps({**json.loads(as_json(metrics)), **findings.record()})

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from detlab import storage
+from detlab.analysis.calibration import calibration_of
+from detlab.analysis.confusion import confusion_of
 from detlab.analysis.errors import MEANING, Errors
+from detlab.analysis.label_errors import label_errors_of
 from detlab.analysis.matched import Matched
-from detlab.analysis.thresholds import Operating, by_label, operating_thresholds
+from detlab.analysis.thresholds import Operating, by_label, given, operating_thresholds
 from detlab.structures import DetectionDataset, IouType
 from detlab.untrusted import printable
 from detlab.writer import plain
@@ -26,12 +29,18 @@ class Findings:
         errors: by type, as `Errors.summary` gives them.
         thresholds: by type, one for each class.
         precision: that the thresholds were to have; None: they are those of the best F1.
+        calibration: by type, see `detlab.analysis.calibration`.
+        confusion: by type, see `detlab.analysis.confusion`.
+        label_errors: COCO dict for review, by masks where there are any; see `detlab.analysis.label_errors`.
     """
 
     names: tuple[str, ...]
     errors: Mapping[str, dict[str, Any]]
     thresholds: Mapping[str, list[Operating]]
     precision: float | None
+    calibration: Mapping[str, dict[str, Any]]
+    confusion: Mapping[str, list[list[int]]]
+    label_errors: dict[str, Any]
 
     @classmethod
     def of(
@@ -47,14 +56,20 @@ class Findings:
         Raises:
             UserError: ground truth or results that cannot be scored.
         """
-        ground_truth, errors, thresholds = dataset.ground_truth(), {}, {}
+        ground_truth, errors, thresholds, calibration, confusion = dataset.ground_truth(), {}, {}, {}, {}
+        label_errors: dict[str, Any] = {}
         for iou_type in iou_types:
             if iou_type != "keypoints":
                 matched = Matched.of(ground_truth, results, iou_type)
-                errors[iou_type] = Errors.of(matched).summary()
+                kinds = Errors.of(matched)
+                errors[iou_type] = kinds.summary()
                 found = operating_thresholds(matched, precision=precision)
+                least = given([one.threshold for one in found])
+                calibration[iou_type] = calibration_of(matched)
+                confusion[iou_type] = confusion_of(matched, least)
+                label_errors = label_errors_of(kinds, ground_truth, results, least)
                 thresholds[iou_type] = by_label(found, matched, dataset.class_map)
-        return cls(dataset.class_map.names, errors, thresholds, precision)
+        return cls(dataset.class_map.names, errors, thresholds, precision, calibration, confusion, label_errors)
 
     def record(self) -> dict[str, Any]:
         """As JSON has it: `errors` by type, and `thresholds` by type and class."""
@@ -62,15 +77,22 @@ class Findings:
             iou_type: {name: asdict(one) for name, one in zip(self.names, found, strict=True)}
             for iou_type, found in self.thresholds.items()
         }
-        return {"errors": plain(self.errors), "thresholds": thresholds, "precision": self.precision}
+        return {
+            "errors": plain(self.errors),
+            "thresholds": thresholds,
+            "precision": self.precision,
+            "calibration": plain(self.calibration),
+            "confusion": dict(self.confusion),
+        }
 
-    def write(self, path: Path) -> None:
-        """The record as a file.
+    def write(self, record: Path, label_errors: Path) -> None:
+        """The record, and the likely label errors, as files.
 
         Raises:
             OSError: it cannot be written.
         """
-        storage.write_text(path, json.dumps(self.record(), indent=2) + "\n")
+        storage.write_text(record, json.dumps(self.record(), indent=2) + "\n")
+        storage.write_text(label_errors, json.dumps(self.label_errors) + "\n")
 
     def text(self) -> str:
         """For the terminal."""
@@ -82,6 +104,7 @@ class Findings:
                     f"  {kind:<10}  {one['count']:>6}  {one['AP50']:>11.3f}  {one['gain']:>5.3f}  {MEANING[kind]}"
                 )
             lines.append(f"  {'all':<10}  {'':>6}  {told['all']:>11.3f}  {told['all'] - told['AP50']:>5.3f}")
+            lines.append(f"  expected calibration error of the scores {self.calibration[iou_type]['error']:.3f}")
         by = "best F1" if self.precision is None else f"lowest with a precision of {self.precision:g}"
         for iou_type, found in self.thresholds.items():
             lines.append(f"thresholds on these images, {by} at {iou_type} IoU 0.5:")
@@ -93,4 +116,6 @@ class Findings:
                         f"  {printable(name)}: {one.threshold:.3f}  precision {one.precision:.3f}  recall {one.recall:.3f}  "
                         f"F1 {one.f1:.3f}"
                     )
+        if self.label_errors:
+            lines.append(f"{len(self.label_errors['annotations'])} likely label error(s)")
         return "\n".join(lines)

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold",
         type=score_from_0_to_1,
-        help=f"least score of what is drawn, and counted; by default each class's operating threshold, of which the checkpoint knows "
+        help="least score of what is drawn, and counted; by default each class's operating threshold, which the checkpoint knows "
         f"(else 0.5); {RESULTS} has all that the model reports",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
