@@ -7,6 +7,7 @@ import pytest
 
 from detlab.analysis.calibration import calibration_of
 from detlab.analysis.confusion import confusion_of
+from detlab.analysis.curves import curves_of
 from detlab.analysis.errors import Errors
 from detlab.analysis.label_errors import label_errors_of
 from detlab.analysis.matched import Matched
@@ -69,3 +70,11 @@ def test_likely_label_errors_are_a_coco_file_of_what_is_not_annotated_and_what_i
     # As a ground truth of its own: each of its objects is found by itself.
     again = [{**row, "score": 1.0} for row in told["annotations"]]
     assert score(told, again, "bbox")["bbox/AP"] == pytest.approx(1.0)
+
+
+def test_a_classs_precision_over_recall_has_its_ap50_as_its_mean(matched: Matched) -> None:
+    dog, cat = curves_of(matched)
+    assert dog == [0.0] * 101
+    # The wrong one first, then one of two cats: 1/2 up to a recall of 0.5.
+    assert cat == [pytest.approx(0.5)] * 51 + [0.0] * 50
+    assert (sum(cat) / 101 + 0) / 2 == pytest.approx(score(TRUTH, RESULTS, "bbox")["bbox/AP50"])
