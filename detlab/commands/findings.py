@@ -11,6 +11,7 @@ from typing import Any
 from detlab import storage
 from detlab.analysis.calibration import calibration_of
 from detlab.analysis.confusion import confusion_of
+from detlab.analysis.curves import curves_of
 from detlab.analysis.errors import MEANING, Errors
 from detlab.analysis.label_errors import label_errors_of
 from detlab.analysis.matched import Matched
@@ -30,7 +31,8 @@ class Findings:
         thresholds: by type, one for each class.
         precision: that the thresholds were to have; None: they are those of the best F1.
         calibration: by type, see `detlab.analysis.calibration`.
-        confusion: by type, see `detlab.analysis.confusion`.
+        confusion: by type, `classes` and `counts`, see `detlab.analysis.confusion`.
+        curves: by type and class, see `detlab.analysis.curves`.
         label_errors: COCO dict for review, by masks where there are any; see `detlab.analysis.label_errors`.
     """
 
@@ -39,8 +41,9 @@ class Findings:
     thresholds: Mapping[str, list[Operating]]
     precision: float | None
     calibration: Mapping[str, dict[str, Any]]
-    confusion: Mapping[str, list[list[int]]]
+    confusion: Mapping[str, dict[str, Any]]
     label_errors: dict[str, Any]
+    curves: Mapping[str, dict[str, list[float] | None]]
 
     @classmethod
     def of(
@@ -58,6 +61,7 @@ class Findings:
         """
         ground_truth, errors, thresholds, calibration, confusion = dataset.ground_truth(), {}, {}, {}, {}
         label_errors: dict[str, Any] = {}
+        curves = {}
         for iou_type in iou_types:
             if iou_type != "keypoints":
                 matched = Matched.of(ground_truth, results, iou_type)
@@ -65,11 +69,13 @@ class Findings:
                 errors[iou_type] = kinds.summary()
                 found = operating_thresholds(matched, precision=precision)
                 least = given([one.threshold for one in found])
+                names = matched.truth.class_names
+                curves[iou_type] = dict(zip(names, curves_of(matched), strict=True))
                 calibration[iou_type] = calibration_of(matched)
-                confusion[iou_type] = confusion_of(matched, least)
+                confusion[iou_type] = {"classes": [*names, "background"], "counts": confusion_of(matched, least)}
                 label_errors = label_errors_of(kinds, ground_truth, results, least)
                 thresholds[iou_type] = by_label(found, matched, dataset.class_map)
-        return cls(dataset.class_map.names, errors, thresholds, precision, calibration, confusion, label_errors)
+        return cls(dataset.class_map.names, errors, thresholds, precision, calibration, confusion, label_errors, curves)
 
     def record(self) -> dict[str, Any]:
         """As JSON has it: `errors` by type, and `thresholds` by type and class."""
@@ -83,6 +89,7 @@ class Findings:
             "precision": self.precision,
             "calibration": plain(self.calibration),
             "confusion": dict(self.confusion),
+            "curves": dict(self.curves),
         }
 
     def write(self, record: Path, label_errors: Path) -> None:
