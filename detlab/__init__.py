@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detlab.detector import Detector
+    from detlab.detector import Detector, Threshold
 
 __version__ = "0.1.0"
 
 
-def load(run: str | Path, device: str = "auto", threshold: float | None = None) -> Detector:
+def load(run: str | Path, device: str = "auto", threshold: Threshold = "operating") -> Detector:
     """A run's trained detector, ready to be called on images; offline.
 
     Args:
         run: a run's folder, of which the best checkpoint is taken, or a checkpoint file.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
-        threshold: detections with a lower score, 0..1, are left out; None gives all that the model reports.
+        threshold: detections with a lower score, 0..1, are left out; by default with a lower one than the operating threshold of
+            their class, which the run found best on its validation part (0.5 in a checkpoint that holds none); None gives all
+            that the model reports.
 
     Raises:
         UserError: no such run, no readable checkpoint, a class in it that is not allowed, a device that is not here.

@@ -273,11 +273,13 @@ class Checkpoints:
         (self.folder / "newest.pt").replace(last)
         storage.sync_folder(self.folder)
 
-    def save_weights(self, name: str, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
-        """Write weights (`best.pt`, `best_ema.pt`), and what rebuilds the model without network."""
+    def save_weights(
+        self, name: str, model: nn.Module, step: int, metrics: dict[str, float], operating: dict[str, Any] | None
+    ) -> None:
+        """Write weights (`best.pt`, `best_ema.pt`), what rebuilds the model without network, and its operating thresholds."""
         if distributed.first():
             content = {**self._origin.record(), "model": model.state_dict(), "step": step, "metrics": dict(metrics)}
-            storage.save(content, self.folder / name)
+            storage.save({**content, "operating": operating}, self.folder / name)
 
     def best_weights(self) -> dict[str, Any]:
         """The weights of `best.pt`, which the first process reads for all."""
@@ -407,6 +409,30 @@ def read(path: Path) -> dict[str, Any]:
     if lacking:
         raise UserError(f"{path}: not a whole detlab checkpoint; it lacks {', '.join(lacking)}.")
     return state
+
+
+def operating_of(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """The operating thresholds of a checkpoint, as `detlab.analysis.thresholds.record_of` gives them.
+
+    None where it holds none: a state to go on from, or one of before they were written down.
+
+    Raises:
+        UserError: they are no thresholds of its classes.
+    """
+    if "operating" not in state or state["operating"] is None:
+        return None
+    record, count = state["operating"], len(state["class_map"]["names"])
+    fields = ("thresholds", "precision", "recall", "f1")
+    whole = isinstance(record, dict) and {"iou_type", "by", *fields} <= record.keys()
+    lists = [record[field] for field in fields] if whole else [None]
+    if not all(isinstance(values, list) and len(values) == count and all(map(_is_part, values)) for values in lists):
+        raise UserError(f"{path}: damaged: its operating thresholds are none of its {count} class(es).")
+    return record
+
+
+def _is_part(value: Any) -> bool:
+    """Whether this is a number in 0..1, or None."""
+    return value is None or (isinstance(value, float) and 0 <= value <= 1)
 
 
 def load_strict(model: nn.Module, weights: Mapping[str, Any], path: Path) -> None:

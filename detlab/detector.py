@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from detlab.checkpoint import load_model
+from detlab.analysis.thresholds import given
+from detlab.checkpoint import model_of, operating_of, read
 from detlab.config import first_line, rule_fault
 from detlab.data.images import UNREADABLE, read_image, to_rgb
 from detlab.engine import Device, predict, select_device
@@ -21,6 +22,9 @@ from detlab.structures import ClassMap, IouType, Keypoints, Prediction
 
 # A file's path; a PIL image of any mode; uint8 [H, W, 3] in RGB; [3, H, W], uint8 or float in 0..1.
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+# A least score, the operating threshold of each class, or none.
+Threshold = float | Literal["operating"] | None
 
 
 class Detector:
@@ -31,8 +35,10 @@ class Detector:
         class_map: names of its labels.
         keypoints: what the points are that it predicts; None where it predicts none.
         device: where it runs.
-        threshold: detections with a lower score are left out; None leaves out none.
+        threshold: detections with a lower score are left out; `operating`: with a lower one than their class's operating
+            threshold; None leaves out none.
         path: the checkpoint that it is from.
+        operating: the operating threshold of each class.
     """
 
     def __init__(
@@ -42,8 +48,9 @@ class Detector:
         keypoints: Keypoints | None,
         *,
         device: Device,
-        threshold: float | None,
+        threshold: Threshold,
         path: Path,
+        operating: Sequence[float],
     ) -> None:
         self.model = model
         self.class_map = class_map
@@ -52,6 +59,7 @@ class Detector:
         self.device = device
         self.threshold = threshold
         self.path = path
+        self.operating = torch.tensor([float(value) for value in operating])
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> list[Prediction]:
         """Detect on one image, or on several one after the other: in a batch an image's scores depend on its neighbours.
@@ -71,8 +79,13 @@ class Detector:
 
     def _detect(self, image: Tensor) -> Prediction:
         prediction = predict(self.model, [image], self.device)[0]
+        return self.believed(prediction, self.threshold)
+
+    def believed(self, prediction: Prediction, threshold: Threshold) -> Prediction:
+        """What of a prediction has the score that is asked for, as copies on the CPU; see `threshold` above."""
         scores = prediction["scores"]
-        keep = torch.ones_like(scores, dtype=torch.bool) if self.threshold is None else scores >= self.threshold
+        least = self.operating.to(scores.device)[prediction["labels"] - 1] if threshold == "operating" else threshold
+        keep = torch.ones_like(scores, dtype=torch.bool) if least is None else scores >= least
         # Indexing copies: what inference mode made could not be changed by whoever is given it.
         return cast(Prediction, {field: cast(Tensor, value)[keep].cpu() for field, value in prediction.items()})
 
@@ -137,18 +150,21 @@ def checkpoint_of(run: Path) -> Path:
     return best
 
 
-def load(run: Path, *, device: str, threshold: float | None) -> Detector:
+def load(run: Path, *, device: str, threshold: Threshold) -> Detector:
     """A run's detector; see `detlab.load`."""
     fault = rule_fault("device", device)
     if fault is not None:
         raise UserError(fault)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"threshold: {threshold!r} is not allowed; allowed: 0 to 1.")
+    if threshold not in (None, "operating") and (isinstance(threshold, str) or not 0 <= threshold <= 1):
+        raise UserError(f"threshold: {threshold!r} is not allowed; allowed: 0 to 1, operating, None.")
     path = checkpoint_of(run)
-    model, class_map, keypoints = load_model(path)
+    state = read(path)
+    model, class_map, keypoints = model_of(state, path, ())
+    record = operating_of(state, path)
+    operating = given(record["thresholds"] if record is not None else [None] * len(class_map))
     place = select_device(device, "fp32")
     try:
         place.place(model)
     except (RuntimeError, AssertionError) as error:  # torch's two ways to say that it has no such device
         raise UserError(f"device: {device!r} is not available here ({first_line(error)}).") from None
-    return Detector(model, class_map, keypoints, device=place, threshold=threshold, path=path)
+    return Detector(model, class_map, keypoints, device=place, threshold=threshold, path=path, operating=operating)

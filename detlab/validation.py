@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from detlab import distributed, parts
+from detlab.analysis.thresholds import record_of
 from detlab.averaging import Average
 from detlab.checkpoint import Checkpoints, Position
 from detlab.data.loader import Loader
@@ -83,26 +84,36 @@ class Validation:
             )
             if losses is None:
                 return
-        averaged = None
+        averaged, results_averaged = None, []
         if average is not None:
             averaged = evaluate(average.model, self.loader, self.evaluator, stopping, device=self.device)
             if averaged is None:
                 return
+            results_averaged = self.evaluator.results()
         # From here on nothing is interrupted: what is recorded and what is saved belong together.
         writer.evaluation(position.step, position.epoch, metrics, time.perf_counter() - started)
         if losses is not None:
             writer.losses("val", position.step, position.epoch, losses)
         if position.improve(metrics, self.cfg.objective):
-            checkpoints.save_weights("best.pt", model, position.best_step, metrics)
+            checkpoints.save_weights("best.pt", model, position.best_step, metrics, self._operating(results))
             writer.predictions(results)
         if average is not None and averaged is not None:
             writer.evaluation(position.step, position.epoch, averaged, None, part="val_ema")
             if position.improve_average(averaged, self.cfg.objective):
-                checkpoints.save_weights("best_ema.pt", average.model, position.step, averaged)
+                operating = self._operating(results_averaged)
+                checkpoints.save_weights("best_ema.pt", average.model, position.step, averaged, operating)
         if distributed.first():
             writer.picture("val/predictions", comparison_of(model, self.dataset, self.device), position.step)
         if self.over(position):
             stopping.reason = "patience" if position.stale else "stop_at"
+
+    def _operating(self, results: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The operating thresholds by class, by the overlap that the objective scores; the first process has all results."""
+        if not distributed.first():
+            return None
+        iou_type, keypoints = self.cfg.objective.partition("/")[0], self.dataset.keypoints
+        sigmas = keypoints.sigmas if keypoints is not None else None
+        return record_of(self.dataset.ground_truth(), results, iou_type, self.dataset.class_map, sigmas=sigmas)
 
     def close(self) -> None:
         """End the workers that load images."""

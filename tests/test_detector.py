@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def detector(run: Path) -> Detector:
-    return detlab.load(run)
+    return detlab.load(run, threshold=None)
 
 
 def test_a_run_or_a_checkpoint_becomes_a_detector_that_says_what_it_is(run: Path) -> None:
@@ -118,6 +118,36 @@ def test_the_threshold_leaves_out_lower_scores_in_all_fields(run: Path) -> None:
         assert {len(value) for value in prediction.values()} == {count}  # type: ignore[arg-type]
 
 
+def test_by_default_the_threshold_is_that_of_the_class_and_one_half_where_the_checkpoint_holds_none(
+    run: Path, tmp_path: Path
+) -> None:
+    state = read(run / "checkpoints/best.pt")
+    # Between the worst true score in the run's validation part, 0.8, and that of what is not there, 0.2.
+    assert state["operating"]["thresholds"] == [pytest.approx(0.5)]
+    assert state["operating"]["iou_type"] == "segm"
+    assert (state["operating"]["precision"], state["operating"]["recall"], state["operating"]["f1"]) == (
+        [1.0],
+        [1.0],
+        [1.0],
+    )
+    for thresholds, count in (([0.85], 1), ([0.1], 3), ([None], 2)):
+        torch.save({**state, "operating": {**state["operating"], "thresholds": thresholds}}, tmp_path / "mine.pt")
+        assert len(detlab.load(tmp_path / "mine.pt")(PIXELS)[0]["labels"]) == count
+        assert len(detlab.load(tmp_path / "mine.pt", threshold=None)(PIXELS)[0]["labels"]) == 3
+        assert len(detlab.load(tmp_path / "mine.pt", threshold=0.5)(PIXELS)[0]["labels"]) == 2
+    torch.save({key: value for key, value in state.items() if key != "operating"}, tmp_path / "old.pt")
+    for path in (tmp_path / "old.pt", run / "checkpoints/last.pt"):
+        assert detlab.load(path).operating.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("damaged", [[0.5, 0.5], [2.0], [float("nan")], ["0.5"], 0.5])
+def test_thresholds_that_are_none_are_refused(run: Path, tmp_path: Path, damaged: Any) -> None:
+    state = read(run / "checkpoints/best.pt")
+    torch.save({**state, "operating": {**state["operating"], "thresholds": damaged}}, tmp_path / "mine.pt")
+    with pytest.raises(UserError, match=r"mine\.pt: damaged: its operating thresholds are none of its 1 class"):
+        detlab.load(tmp_path / "mine.pt")
+
+
 def test_a_prediction_can_be_changed_by_whoever_is_given_it(detector: Detector) -> None:
     boxes = detector(PIXELS)[0]["boxes"]
     boxes += 1
@@ -151,7 +181,7 @@ def test_what_is_no_such_image_is_told_with_its_place(detector: Detector, image:
     [
         ({"device": "gpu"}, "device: 'gpu' is not allowed; allowed: auto, cpu, cuda, cuda:N, mps."),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not available here ("),
-        ({"threshold": 50}, "threshold: 50 is not allowed; allowed: 0 to 1."),
+        ({"threshold": 50}, "threshold: 50 is not allowed; allowed: 0 to 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(run: Path, settings: dict[str, Any], said: str) -> None:
@@ -178,7 +208,7 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.slow
 def test_a_real_model_predicts_as_in_its_runs_evaluation(tmp_path_factory: pytest.TempPathFactory) -> None:
     run = runs.mask_rcnn(tmp_path_factory.getbasetemp())
-    detector = detlab.load(run, device="cpu")
+    detector = detlab.load(run, device="cpu", threshold=None)
     config = OmegaConf.create(read(detector.path)["config"])
     dataset = build(config.dataset, group="dataset", part="val")
     images: list[Tensor] = [dataset[i][0] for i in range(len(dataset))]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detlab.commands.output import refuse_existing
 from detlab.commands.score import as_json, print_numbers
 from detlab.errors import UserError
+from detlab.untrusted import printable
 
 # What an override may change: on what the model is scored, and where that is computed. The model is the run's.
 TAKEN = ("dataset", "evaluator", "workers", "device", "precision", "keep_freed_memory", "allow", "hydra.searchpath")
 FILES = ("ground_truth.json", "predictions.json", "metrics.json")
+ERROR_FILES = ("errors.json", "label_errors.json")
 
 
 def main(argv: list[str]) -> int:
@@ -31,13 +33,16 @@ def main(argv: list[str]) -> int:
         SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
     """
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.precision is not None and not arguments.errors:
+        raise UserError("--precision: it chooses the thresholds that --errors tells; add --errors.")
+    files = (*FILES, *ERROR_FILES) if arguments.errors else FILES
     if arguments.out is not None:
-        refuse_existing(arguments.out, FILES, overwrite=arguments.overwrite)
+        refuse_existing(arguments.out, files, overwrite=arguments.overwrite)
     # Only now: all this takes seconds, which --help should not.
 
     from detlab import engine, parts
     from detlab.allocation import keep_freed_memory
-    from detlab.checkpoint import check_keypoints, load_model, read
+    from detlab.checkpoint import check_keypoints, model_of, operating_of, read
     from detlab.config import build, check, register
     from detlab.data.relabel import with_classes
     from detlab.detector import checkpoint_of
@@ -57,7 +62,7 @@ def main(argv: list[str]) -> int:
     if not len(dataset):
         raise UserError(f"--part: the part {arguments.part!r} of the data set has no images.")
     dataset = with_classes(dataset, state["class_map"]["names"], str(path), all_needed=False)
-    model, _, keypoints = load_model(path, allow=cfg.allow)
+    model, _, keypoints = model_of(state, path, cfg.allow)
     iou_types = learnable_iou_types(model, dataset.iou_types, saved_config(state["config"], path).objective)
     if "keypoints" in iou_types:
         check_keypoints(keypoints, dataset.keypoints, path, keys=("names",))
@@ -72,15 +77,43 @@ def main(argv: list[str]) -> int:
     assert metrics is not None
     if arguments.out is not None:
         _write(arguments.out, dataset.ground_truth(), evaluator.results(), metrics)
+    findings = None
+    if arguments.errors:
+        from detlab.commands.findings import Findings
+
+        findings = Findings.of(dataset, evaluator.results(), iou_types, precision=arguments.precision)
+        if arguments.out is not None:
+            findings.write(*(arguments.out / name for name in ERROR_FILES))
     if arguments.json:
-        print(as_json(metrics))
+        print(
+            as_json(metrics) if findings is None else json.dumps({**json.loads(as_json(metrics)), **findings.record()})
+        )
         return 0
     name = getattr(dataset, "name", type(dataset).__name__)
     print(f"{path}, {arguments.part} of {name}, {len(dataset)} images")
     for iou_type in iou_types:
         print(f"{iou_type}:")
         print_numbers(iou_type, metrics)
+    operating = operating_of(state, path)
+    if operating is not None:
+        print("\n".join(_operating_lines(operating, state["class_map"]["names"])))
+    if findings is not None:
+        print(findings.text())
     return 0
+
+
+def _operating_lines(operating: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The thresholds that a checkpoint holds, by class."""
+    lines = [f"operating thresholds, best F1 at {operating['iou_type']} IoU 0.5 on the run's validation part:"]
+    columns = (operating[field] for field in ("thresholds", "precision", "recall", "f1"))
+    for name, threshold, precision, recall, f1 in zip(names, *columns, strict=True):
+        if threshold is None:
+            lines.append(f"  {printable(name)}: nothing was found; 0.5 is taken")
+        else:
+            lines.append(
+                f"  {printable(name)}: {threshold:.3f}  precision {precision:.3f}  recall {recall:.3f}  F1 {f1:.3f}"
+            )
+    return lines
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,8 +134,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", default="val", help="part of the data set: train, val (the default) or test")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {', '.join(FILES)} into DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace these files where they exist")
+    parser.add_argument(
+        "--errors",
+        action="store_true",
+        help="tell the errors of boxes and masks by kind (after TIDE), with the AP50 that mending each would give, and the "
+        f"operating threshold of each class on these images; with --out also in {', '.join(ERROR_FILES)}",
+    )
+    parser.add_argument(
+        "--precision",
+        type=part_from_0_to_1,
+        metavar="P",
+        help="with --errors: the lowest threshold with at least this precision instead of that of the best F1",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object; null: nothing to measure")
     return parser
+
+
+def part_from_0_to_1(text: str) -> float:
+    """The precision; argparse names this function in its message about a wrong value."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError(text)
+    return value
 
 
 def _with_bar(batches: Iterable[Any], count: int) -> Iterable[Any]:

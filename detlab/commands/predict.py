@@ -14,7 +14,7 @@ from detlab.commands.sources import INDEX, RESULTS, SUFFIXES, Source, as_in_grou
 from detlab.errors import UserError
 
 if TYPE_CHECKING:
-    from detlab.detector import Detector
+    from detlab.detector import Detector, Threshold
     from detlab.structures import ClassMap
 
 
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     class_map = _with_ids_of(detector.class_map, categories, arguments.ground_truth)
     out = arguments.out or new_folder(Path("predictions"), _name_of_run(detector.path))
     out.mkdir(parents=True, exist_ok=True)
-    return _Predictions(detector, class_map, out, arguments.threshold).add_all(sources)
+    threshold = "operating" if arguments.threshold is None else arguments.threshold
+    return _Predictions(detector, class_map, out, threshold).add_all(sources)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold",
         type=score_from_0_to_1,
-        default=0.5,
-        help=f"least score of what is drawn (default: %(default)s); {RESULTS} has all that the model reports",
+        help="least score of what is drawn, and counted; by default each class's operating threshold, which the checkpoint knows "
+        f"(else 0.5); {RESULTS} has all that the model reports",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
     parser.add_argument(
@@ -133,10 +134,10 @@ class _Predictions:
         detector: reports all that its model does.
         class_map: the detector's classes, with the ids that the results will have.
         out: the folder.
-        threshold: least score of what is drawn.
+        threshold: least score of what is drawn; `operating`: each class's own.
     """
 
-    def __init__(self, detector: Detector, class_map: ClassMap, out: Path, threshold: float) -> None:
+    def __init__(self, detector: Detector, class_map: ClassMap, out: Path, threshold: Threshold) -> None:
         self.detector, self.class_map, self.out, self.threshold = detector, class_map, out, threshold
         self.rows: list[dict[str, Any]] = []
         self.images: list[dict[str, Any]] = []
@@ -161,7 +162,7 @@ class _Predictions:
         finally:  # also after Ctrl-C: what was done is kept
             self._write()
         print(
-            f"{len(self.images)} image(s), {self.drawn} object(s) of score {self.threshold:g} or more; all {len(self.rows)} in "
+            f"{len(self.images)} image(s), {self.drawn} object(s) of score {self._least_score()} or more; all {len(self.rows)} in "
             f"{self.out / RESULTS}"
         )
         if faults:
@@ -194,13 +195,21 @@ class _Predictions:
         self.rows += prediction_to_results(source.image_id, prediction, self.class_map, self.detector.iou_types)
         self.images.append({"id": source.image_id, "file_name": source.name, "height": height, "width": width})
         points = self.detector.keypoints
-        picture = draw(image, prediction, self.class_map, points, threshold=self.threshold, shorter_side=1)
+        believed = self.detector.believed(prediction, self.threshold)
+        picture = draw(image, believed, self.class_map, points, threshold=0, shorter_side=1)
         path = self.out / source.picture
         path.parent.mkdir(parents=True, exist_ok=True)
         save(picture, path)
-        objects = int((prediction["scores"] >= self.threshold).sum())
+        objects = len(believed["labels"])
         self.drawn += objects
         return objects
+
+    def _least_score(self) -> str:
+        """The threshold, in words; of several classes the lowest and the highest."""
+        if self.threshold != "operating":
+            return f"{self.threshold:g}"
+        low, high = (f"{float(value):.2g}" for value in (self.detector.operating.min(), self.detector.operating.max()))
+        return low if low == high else f"{low} to {high}, by class,"
 
     def _write(self) -> None:
         from detlab import storage

@@ -50,13 +50,41 @@ def score(
         ValueError: another backend.
     """
     _check_backend(backend)
-    sigmas = _checked_sigmas(sigmas)
-    truth = GroundTruth(ground_truth, iou_type, len(sigmas))
-    _check_rows(results, truth, len(sigmas))
-    rows = _with_areas(results, truth)
+    sigmas = checked_sigmas(sigmas)
+    truth, rows = _checked(ground_truth, results, iou_type, sigmas)
     if backend == "pycocotools":
         return by_pycocotools.numbers_of(truth, rows, sigmas)
     return _by_scoring(truth, _detections_of_rows(rows, truth), sigmas)
+
+
+def arrays_of(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: IouType, sigmas: Sequence[float]
+) -> tuple[GroundTruth, Detections]:
+    """What `score` scores, for whoever asks more of it than numbers.
+
+    Args:
+        ground_truth: as in `score`.
+        results: as in `score`.
+        iou_type: `bbox`, `segm` or `keypoints`.
+        sigmas: one standard deviation per keypoint.
+
+    Returns:
+        The ground truth, and the rows of `results` as arrays, in their order.
+
+    Raises:
+        UserError: as in `score`.
+    """
+    truth, rows = _checked(ground_truth, results, iou_type, sigmas)
+    return truth, _detections_of_rows(rows, truth)
+
+
+def _checked(
+    ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: IouType, sigmas: Sequence[float]
+) -> tuple[GroundTruth, list[dict[str, Any]]]:
+    """The ground truth, and new rows with areas, both held against what can be scored."""
+    truth = GroundTruth(ground_truth, iou_type, len(sigmas))
+    _check_rows(results, truth, len(sigmas))
+    return truth, _with_areas(results, truth)
 
 
 class CocoEvaluator:
@@ -165,7 +193,7 @@ class CocoEvaluator:
         return numbers
 
     def _numbers(self, iou_type: IouType) -> dict[str, float]:
-        sigmas = _checked_sigmas(self.keypoint_sigmas)
+        sigmas = checked_sigmas(self.keypoint_sigmas)
         if iou_type not in self._truths:
             self._truths[iou_type] = GroundTruth(self.ground_truth, iou_type, len(sigmas))
         truth = self._truths[iou_type]
@@ -215,8 +243,8 @@ def _check_backend(backend: str) -> None:
         raise ValueError(f"backend: {backend!r} is not allowed; allowed: {', '.join(BACKENDS)}.")
 
 
-def _checked_sigmas(sigmas: Sequence[float] | None) -> tuple[float, ...]:
-    """The sigmas, all of them above 0; those of a person where not given."""
+def checked_sigmas(sigmas: Sequence[float] | None) -> tuple[float, ...]:
+    """The sigmas, all of them above 0; those of a person where not given (UserError: one that is not)."""
     sigmas = PERSON.sigmas if sigmas is None else sigmas
     if not sigmas or not all(math.isfinite(s) and s > 0 for s in sigmas):
         raise UserError(f"keypoint sigmas: {list(sigmas)}; expected a finite number above 0 for each keypoint.")

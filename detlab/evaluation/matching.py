@@ -29,6 +29,9 @@ class Matches(NamedTuple):
     detections: np.ndarray  # int64 [C], ascending
     found: np.ndarray  # bool [C, A, T], an object, at a threshold and for a range of areas
     ignored: np.ndarray  # bool [C, A, T], and that is one to be ignored
+    objects: (
+        np.ndarray
+    )  # int64 [C], the object found at the lowest threshold and for the first range; -1 where none was
 
 
 class _Candidates(NamedTuple):
@@ -65,7 +68,7 @@ def match(
     reached = np.searchsorted(thresholds, candidates.overlaps, side="right")
     enough = ((np.int64(1) << reached) - 1) * every_range
     chosen = candidates.detections[np.diff(candidates.detections, prepend=-1) != 0]
-    found, excused = _choose(
+    found, excused, first = _choose(
         candidates,
         turns=positions_in_runs(detections.groups[chosen]),
         enough=enough,
@@ -74,12 +77,12 @@ def match(
     )
     bits = np.arange(ranges * steps)
     unpacked = [((b[:, None] >> bits) & 1).astype(bool).reshape(-1, ranges, steps) for b in (found, excused)]
-    return Matches(chosen, *unpacked)
+    return Matches(chosen, *unpacked, first)
 
 
 def _choose(
     candidates: _Candidates, turns: np.ndarray, enough: np.ndarray, ignored: np.ndarray, crowd: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Let the detections choose, all those of one turn together: they are of different groups.
 
     Args:
@@ -90,7 +93,8 @@ def _choose(
         crowd: bool `[G]`.
 
     Returns:
-        Bits, int64 `[C]` each: where a detection found an object, and where that is one to be ignored.
+        Bits, int64 `[C]` each: where a detection found an object, and where that is one to be ignored. The object that each
+        found at the first bit, int64 `[C]`; -1 where none.
     """
     numbers = np.cumsum(np.diff(candidates.detections, prepend=-1) != 0) - 1  # of the detection among the C
     # The best overlap first; of two equals pycocotools goes on to the later.
@@ -99,6 +103,7 @@ def _choose(
     together = np.lexsort((choices, turns_of_pairs))
     d_of, g_of, reached = numbers[together], candidates.objects[best_first][together], enough[best_first][together]
     found, excused = np.zeros(len(turns), np.int64), np.zeros(len(turns), np.int64)
+    first = np.full(len(turns), -1, np.int64)
     free = np.full(len(crowd), -1, np.int64)
     stays_free = np.where(crowd, np.int64(-1), np.int64(0))
     for turn in _slices(turns_of_pairs[together], choices[together]):
@@ -108,10 +113,11 @@ def _choose(
                 allowed = ignored[g] if to_be_ignored else ~ignored[g]
                 taken = reached[choice] & allowed & free[g] & ~found[d]
                 found[d] |= taken
+                first[d] = np.where(taken & 1, g, first[d])
                 free[g] &= ~taken | stays_free[g]
                 if to_be_ignored:
                     excused[d] |= taken
-    return found, excused
+    return found, excused, first
 
 
 def _slices(turns: np.ndarray, choices: np.ndarray) -> list[list[slice]]:
@@ -132,18 +138,18 @@ def _slices(turns: np.ndarray, choices: np.ndarray) -> list[list[slice]]:
 
 def _candidates(detections: Detections, objects: Objects, overlap: Overlap, at_least: float) -> _Candidates:
     kept = [_Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for d, g in _pairs(detections.groups, objects.groups):
+    for d, g in pairs_of(detections.groups, objects.groups):
         overlaps = overlap(d, g)
         enough = overlaps >= at_least
         kept.append(_Candidates(d[enough], g[enough], overlaps[enough]))
     return _Candidates(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
 
 
-def _pairs(detected: np.ndarray, real: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def pairs_of(detected: np.ndarray, real: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The indices of all pairs of one group, some at a time; a detection's pairs stand together.
 
     Args:
-        detected: int64 `[D]`, the detections' groups, sorted.
+        detected: int64 `[D]`, the detections' groups; sorted for `match`, here in any order.
         real: int64 `[G]`, the objects' groups, sorted.
     """
     firsts = np.searchsorted(real, detected)

@@ -37,8 +37,9 @@ def numbers_of(
     """
     limits = sorted({metric.max_detections for metric in METRICS[iou_type]})
     objects = objects.take(np.argsort(objects.groups, kind="stable"))
-    detections, ranks = _best(detections, limits[-1])
-    ignored = objects.ignored[:, None] | ~_inside(objects.areas)
+    best, ranks = best_of(detections, limits[-1])
+    detections = detections.take(best)
+    ignored = objects.ignored[:, None] | ~inside_ranges(objects.areas)
     with np.errstate(all="ignore"):  # boxes near the largest number overflow, in silence as in C
         overlap = overlap_of(iou_type, detections, objects, at_least=THRESHOLDS[0], sigmas=sigmas)
         matches = match(detections, objects, ignored, overlap, THRESHOLDS)
@@ -53,18 +54,21 @@ def numbers_of(
     return values
 
 
-def _best(detections: Detections, limit: int) -> tuple[Detections, np.ndarray]:
-    """The `limit` best-scored of each group, by group and falling score, and int64 `[D]`: how many of its group are better.
+def best_of(detections: Detections, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `limit` best-scored of each group.
 
     Of equal scores the first counts as the better one.
+
+    Returns:
+        Their indices, int64 `[D]`, by group and falling score, and how many of its group are better than each, int64 `[D]`.
     """
     order = np.lexsort((-detections.scores, detections.groups))
     ranks = positions_in_runs(detections.groups[order])
     kept = ranks < limit
-    return detections.take(order[kept]), ranks[kept]
+    return order[kept], ranks[kept]
 
 
-def _inside(areas: np.ndarray) -> np.ndarray:
+def inside_ranges(areas: np.ndarray) -> np.ndarray:
     """Bool `[N, A]`: in which of `AREAS` each area lies."""
     low, high = np.array(list(AREAS.values())).T
     return (areas[:, None] >= low) & (areas[:, None] <= high)
@@ -94,7 +98,7 @@ def _accumulate(
     order = np.lexsort((-detections.scores, detections.classes))
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
-    inside = _inside(detections.areas)
+    inside = inside_ranges(detections.areas)
     seen = np.cumsum(inside[order], axis=0)
     matched = np.argsort(places[matches.detections])
     bounds = np.searchsorted(detections.classes[matches.detections[matched]], np.arange(classes + 1))
@@ -110,11 +114,11 @@ def _accumulate(
         at_limits = np.stack([hits[ranks[own] < limit].sum(0) for limit in limits], -1)  # [A, T, M]
         recall[:, k, measured] = (at_limits[measured] / counted[k, measured, None, None]).swapaxes(0, 1)
         for a in measured:
-            precision[:, :, k, a] = _precision_at_recalls(hits[:, a], wrong[:, a], int(counted[k, a]))
+            precision[:, :, k, a] = precision_at_recalls(hits[:, a], wrong[:, a], int(counted[k, a]))
     return precision, recall
 
 
-def _precision_at_recalls(hits: np.ndarray, wrong: np.ndarray, objects: int) -> np.ndarray:
+def precision_at_recalls(hits: np.ndarray, wrong: np.ndarray, objects: int) -> np.ndarray:
     """The best precision at each of `RECALLS` or above, float64 `[T, R]`; 0 where recall does not get so far.
 
     Args:

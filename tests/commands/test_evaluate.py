@@ -100,9 +100,40 @@ def test_the_lines_are_cocos_for_each_type_and_say_what_was_scored_on_what(
     assert cli.main(["evaluate", "run"]) == 0
     said, *lines = capsys.readouterr().out.splitlines()
     assert said == "run/checkpoints/best.pt, val of Penn-Fudan pedestrians, 4 images"
-    assert (lines[0], lines[13], len(lines)) == ("bbox:", "segm:", 26)
+    assert (lines[0], lines[13], len(lines)) == ("bbox:", "segm:", 28)
     assert lines[1] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000"
     assert lines[25] == " Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = nan"
+    assert lines[26:] == [
+        "operating thresholds, best F1 at segm IoU 0.5 on the run's validation part:",
+        "  pedestrian: 0.500  precision 1.000  recall 1.000  F1 1.000",
+    ]
+
+
+def test_the_errors_are_told_by_kind_and_written_beside_what_was_scored(
+    seeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    told = numbers(capsys, "evaluate", str(seeing), "--errors", "--out", str(out))
+    # Of each of 4 images one thing is reported that is not there, below all that is.
+    for iou_type in ("bbox", "segm"):
+        kinds = told["errors"][iou_type]["kinds"]
+        assert {kind: one["count"] for kind, one in kinds.items() if one["count"]} == {"background": 4}
+        assert (told["errors"][iou_type]["AP50"], kinds["background"]["gain"]) == (
+            pytest.approx(1.0),
+            pytest.approx(0.0),
+        )
+    assert told["segm/AP"] == 1.0
+    assert json.loads((out / "errors.json").read_text()) == {
+        key: value for key, value in told.items() if "/" not in key
+    }
+    assert cli.main(["evaluate", str(seeing), "--errors", "--precision", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "  background       4        1.000  0.000" in said
+    assert "lowest with a precision of 0.5" in said
+    assert refused(capsys, str(seeing), "--precision", "0.5") == [
+        "--precision: it chooses the thresholds that --errors tells; add --errors."
+    ]
+    assert refused(capsys, str(seeing), "--errors", "--out", str(out))[0].startswith(f"--out: {out} holds ")
 
 
 def test_the_part_and_values_of_the_data_set_can_be_others(seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:

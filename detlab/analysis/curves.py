@@ -1,0 +1,29 @@
+"""How precision falls as recall rises: a curve for each class, at IoU 0.5."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detlab.analysis.matched import Matched
+from detlab.evaluation.scoring import RECALLS, precision_at_recalls
+
+
+def curves_of(matched: Matched) -> list[list[float] | None]:
+    """The best precision at each of COCO's 101 recalls (0, 0.01, ... 1) or above, of each class.
+
+    Returns:
+        101 numbers for each class, in the order of the categories' ids; their mean is its AP50. None of a class without objects.
+    """
+    detections, objects = matched.detections, matched.objects_by_class
+    curves: list[list[float] | None] = []
+    for k, count in enumerate(objects.tolist()):
+        own = np.flatnonzero((detections.classes == k) & ~matched.excused)
+        own = own[np.argsort(-detections.scores[own], kind="stable")]
+        if not count:
+            curves.append(None)
+        elif not len(own):
+            curves.append([0.0] * len(RECALLS))
+        else:
+            hits = matched.right[own, None]
+            curves.append(precision_at_recalls(hits, np.cumsum(~hits, axis=0), count)[0].tolist())
+    return curves

@@ -1,0 +1,128 @@
+"""What `detlab evaluate --errors` tells: errors by kind, and from which score on a class is to be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from detlab import storage
+from detlab.analysis.calibration import calibration_of
+from detlab.analysis.confusion import confusion_of
+from detlab.analysis.curves import curves_of
+from detlab.analysis.errors import MEANING, Errors
+from detlab.analysis.label_errors import label_errors_of
+from detlab.analysis.matched import Matched
+from detlab.analysis.thresholds import Operating, by_label, given, operating_thresholds
+from detlab.structures import DetectionDataset, IouType
+from detlab.untrusted import printable
+from detlab.writer import plain
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The errors of boxes and of masks, and the thresholds by class.
+
+    Args:
+        names: of the classes, in the order of the labels.
+        errors: by type, as `Errors.summary` gives them.
+        thresholds: by type, one for each class.
+        precision: that the thresholds were to have; None: they are those of the best F1.
+        calibration: by type, see `detlab.analysis.calibration`.
+        confusion: by type, `classes` and `counts`, see `detlab.analysis.confusion`.
+        curves: by type and class, see `detlab.analysis.curves`.
+        label_errors: COCO dict for review, by masks where there are any; see `detlab.analysis.label_errors`.
+    """
+
+    names: tuple[str, ...]
+    errors: Mapping[str, dict[str, Any]]
+    thresholds: Mapping[str, list[Operating]]
+    precision: float | None
+    calibration: Mapping[str, dict[str, Any]]
+    confusion: Mapping[str, dict[str, Any]]
+    label_errors: dict[str, Any]
+    curves: Mapping[str, dict[str, list[float] | None]]
+
+    @classmethod
+    def of(
+        cls,
+        dataset: DetectionDataset,
+        results: list[dict[str, Any]],
+        iou_types: Sequence[IouType],
+        *,
+        precision: float | None,
+    ) -> Findings:
+        """From a data set and COCO results of all of its images; keypoints have no kinds of errors.
+
+        Raises:
+            UserError: ground truth or results that cannot be scored.
+        """
+        ground_truth, errors, thresholds, calibration, confusion = dataset.ground_truth(), {}, {}, {}, {}
+        label_errors: dict[str, Any] = {}
+        curves = {}
+        for iou_type in iou_types:
+            if iou_type != "keypoints":
+                matched = Matched.of(ground_truth, results, iou_type)
+                kinds = Errors.of(matched)
+                errors[iou_type] = kinds.summary()
+                found = operating_thresholds(matched, precision=precision)
+                least = given([one.threshold for one in found])
+                names = matched.truth.class_names
+                curves[iou_type] = dict(zip(names, curves_of(matched), strict=True))
+                calibration[iou_type] = calibration_of(matched)
+                confusion[iou_type] = {"classes": [*names, "background"], "counts": confusion_of(matched, least)}
+                label_errors = label_errors_of(kinds, ground_truth, results, least)
+                thresholds[iou_type] = by_label(found, matched, dataset.class_map)
+        return cls(dataset.class_map.names, errors, thresholds, precision, calibration, confusion, label_errors, curves)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it: `errors` by type, and `thresholds` by type and class."""
+        thresholds = {
+            iou_type: {name: asdict(one) for name, one in zip(self.names, found, strict=True)}
+            for iou_type, found in self.thresholds.items()
+        }
+        return {
+            "errors": plain(self.errors),
+            "thresholds": thresholds,
+            "precision": self.precision,
+            "calibration": plain(self.calibration),
+            "confusion": dict(self.confusion),
+            "curves": dict(self.curves),
+        }
+
+    def write(self, record: Path, label_errors: Path) -> None:
+        """The record, and the likely label errors, as files.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        storage.write_text(record, json.dumps(self.record(), indent=2) + "\n")
+        storage.write_text(label_errors, json.dumps(self.label_errors) + "\n")
+
+    def text(self) -> str:
+        """For the terminal."""
+        lines = []
+        for iou_type, told in self.errors.items():
+            lines += [f"errors of {iou_type}, AP50 {told['AP50']:.3f}:", "  kind        errors  AP50 mended   gain"]
+            for kind, one in told["kinds"].items():
+                lines.append(
+                    f"  {kind:<10}  {one['count']:>6}  {one['AP50']:>11.3f}  {one['gain']:>5.3f}  {MEANING[kind]}"
+                )
+            lines.append(f"  {'all':<10}  {'':>6}  {told['all']:>11.3f}  {told['all'] - told['AP50']:>5.3f}")
+            lines.append(f"  expected calibration error of the scores {self.calibration[iou_type]['error']:.3f}")
+        by = "best F1" if self.precision is None else f"lowest with a precision of {self.precision:g}"
+        for iou_type, found in self.thresholds.items():
+            lines.append(f"thresholds on these images, {by} at {iou_type} IoU 0.5:")
+            for name, one in zip(self.names, found, strict=True):
+                if one.threshold is None:
+                    lines.append(f"  {printable(name)}: none")
+                else:
+                    lines.append(
+                        f"  {printable(name)}: {one.threshold:.3f}  precision {one.precision:.3f}  recall {one.recall:.3f}  "
+                        f"F1 {one.f1:.3f}"
+                    )
+        if self.label_errors:
+            lines.append(f"{len(self.label_errors['annotations'])} likely label error(s)")
+        return "\n".join(lines)
