@@ -58,7 +58,7 @@ def figure(title: str, drawing: str, legend: Mapping[str, str], *, height: int =
     said = html.escape(title)
     return (
         f'<figure><figcaption>{said}</figcaption><svg viewBox="0 0 {width} {height}" role="img" aria-label="{said}">'
-        f'<title>{said}</title>{drawing}</svg>{f"<ul class=legend>{names}</ul>" if names else ""}</figure>'
+        f"<title>{said}</title>{drawing}</svg>{f'<ul class=legend>{names}</ul>' if names else ''}</figure>"
     )
 
 
@@ -69,7 +69,9 @@ def _frame(
     parts = []
     for value in _ticks(spans[1]):
         y = HEIGHT - BELOW - _place(value, spans[1], False) * (HEIGHT - TOP - BELOW)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>' + _text(LEFT - 6, y + 4, f"{value:.4g}", "end"))
+        parts.append(
+            f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>' + _text(LEFT - 6, y + 4, f"{value:.4g}", "end")
+        )
     for place, said in x_marks:
         parts.append(_text(LEFT + place * (WIDTH - LEFT - RIGHT), HEIGHT - BELOW + 16, said))
     return "".join(parts) + _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_name)

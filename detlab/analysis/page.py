@@ -25,7 +25,7 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
     parts += ["<h2>Runs</h2><p>A click on a head sorts.</p>", _table(*report.table(), sortable=True), _charts(report)]
     failed = [[run.name, run.state, run.why] for run in report.runs if run.why]
     if failed:
-        parts += ["<h2>Failed, or not whole</h2>", _table(["run", "state", "why"], failed)]
+        parts += ["<h2>Failed, or not whole</h2>", _table(["run", "state", "why"], failed, kind="reasons")]
     parts.append("<footer>Time is that of a run's last attempt; images/s the median of the logged steps.</footer>")
     return _PAGE.replace("@TITLE@", title).replace("@BODY@", "\n".join(part for part in parts if part))
 
@@ -35,7 +35,9 @@ def _best(report: Report, pictures: Mapping[str, str]) -> str:
         return "<p>No run has been evaluated yet.</p>"
     value, run = report.ranked()[0]
     command = shlex.join(["python", "-m", "detlab.run", *run.overrides])
-    drawn = "".join(f'<img src="{url}" alt="{html.escape(said)}"><p>{html.escape(said)}</p>' for said, url in pictures.items())
+    drawn = "".join(
+        f'<img src="{url}" alt="{html.escape(said)}"><p>{html.escape(said)}</p>' for said, url in pictures.items()
+    )
     state = "" if run.state == "done" else f", which is {run.state}"
     return (
         f"<h2>Best run</h2><p><b>{html.escape(run.name)}</b>{state}: {html.escape(report.metric or '')} {number(value)}. "
@@ -59,16 +61,16 @@ def _seeds(report: Report) -> str:
     return f"<h2>Mean and spread over seeds</h2><p>{said}</p>{_table(head, rows, sortable=True)}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, sortable: bool = False) -> str:
-    kind = ' class="sortable"' if sortable else ""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, sortable: bool = False, kind: str = "") -> str:
+    kinds = f"{'sortable ' if sortable else ''}{kind}".strip()
     names = "".join(
-        f'<th scope="col"><button>{html.escape(n)}</button></th>' if sortable else f'<th scope="col">{html.escape(n)}</th>'
+        f'<th scope="col"><button>{html.escape(n)}</button></th>'
+        if sortable
+        else f'<th scope="col">{html.escape(n)}</th>'
         for n in head
     )
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table{kind}><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="scroll" tabindex="0"><table class="{kinds}"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _charts(report: Report) -> str:
@@ -154,7 +156,8 @@ table { border-collapse: collapse; }
 th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid var(--faint); font-variant-numeric: tabular-nums;
  white-space: nowrap; }
 th:first-child, td:first-child, td:last-child, th:last-child { text-align: left; }
-td:last-child { white-space: normal; min-width: 6em; }
+td:first-child, td:last-child { white-space: normal; min-width: 9em; overflow-wrap: anywhere; }
+.reasons td:last-child { min-width: 20em; }
 th button { all: unset; cursor: pointer; font-weight: bold; }
 th button:focus-visible { outline: 2px solid #0072b2; }
 th[aria-sort=ascending] button::after { content: " \\25b2"; }
@@ -163,7 +166,7 @@ th[aria-sort=descending] button::after { content: " \\25bc"; }
 figure { margin: 1em 0; break-inside: avoid; }
 figcaption { font-weight: bold; }
 svg { width: 100%; height: auto; }
-.wide figure { min-width: 600px; }
+.wide figure { min-width: 560px; max-width: 820px; }
 svg text { font-size: 12px; fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .grid { stroke: var(--faint); } .axis { stroke: var(--ink); } .line { fill: none; stroke-width: 1.6; opacity: .8; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0 1em; padding: 0; margin: 0; font-size: 13px; }

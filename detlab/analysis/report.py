@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detlab.analysis.runs import Run
+from detlab.analysis.runs import STATES, Run
 
 # Overrides that tell runs of one kind apart, and change nothing that is compared.
 CHANCE = ("seed",)
@@ -149,7 +149,11 @@ class Report:
     def summary(self) -> str:
         """How many runs, in which state; a sentence."""
         states = Counter(run.state for run in self.runs)
-        return f"{len(self.runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()) + "."
+        return (
+            f"{len(self.runs)} runs: "
+            + ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+            + "."
+        )
 
 
 def _metric(runs: Sequence[Run]) -> str | None:
@@ -163,7 +167,9 @@ def _metric(runs: Sequence[Run]) -> str | None:
 def _keys(runs: Sequence[Run]) -> list[str]:
     """Overrides that do not have one value in all runs. One that a run was not given is taken from its configuration."""
     given = list(dict.fromkeys(key for run in runs for key in run.given() if not key.startswith("hydra.")))
-    return [key for key in given if key not in WORDS and len({run.setting(key) for run in runs}) > 1]
+    # A job that failed before it wrote its configuration does not say what it was not given.
+    telling = {key: {run.setting(key) for run in runs if run.settings or key in run.given()} for key in given}
+    return [key for key in given if key not in WORDS and len(telling[key]) > 1]
 
 
 def number(value: float | None) -> str:
@@ -181,7 +187,15 @@ def _cell(value: Any) -> str:
 
 def _md(text: str) -> str:
     """A text that Markdown and the HTML in it leave alone."""
-    for mark, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*"), ("_", "\\_"), ("[", "\\[")):
+    for mark, instead in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("|", "\\|"),
+        ("`", "\\`"),
+        ("*", "\\*"),
+        ("_", "\\_"),
+        ("[", "\\["),
+    ):
         text = text.replace(mark, instead)
     return " ".join(text.split())
 

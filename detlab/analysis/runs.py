@@ -16,7 +16,7 @@ from detlab.untrusted import json_of, saved_config, texts_of
 
 # A folder with one of these is a run's; Hydra makes .hydra before a job begins.
 MARKS = ("run.json", "metrics.jsonl", "failed.json", ".hydra")
-STATES = ("done", "running", "interrupted", "failed", "not begun", "damaged")
+STATES = ("done", "running", "interrupted", "failed", "damaged", "not begun")
 Line = dict[str, float | None]
 
 
@@ -120,7 +120,7 @@ def read_run(folder: Path, base: Path) -> Run:
     state = _state(folder, record, failure)
     reasons = [_text(each["why"]) for each in (record, failure) if each.get("why")]
     if state in ("failed", "not begun") and not reasons:
-        reasons = ["no reason was recorded"] if state == "failed" else ["nothing but Hydra's files so far"]
+        reasons = [_end_of_log(folder / "detlab.log")]
     choices = record["choices"] if isinstance(record.get("choices"), dict) else {}
     objective = settings.get("objective")
     return Run(
@@ -150,6 +150,18 @@ def _record(path: Path, faults: list[str]) -> dict[str, Any]:
         faults.append(f"{path.name} is no JSON object")
         return {}
     return content
+
+
+def _end_of_log(path: Path) -> str:
+    """The last line of a log: what a job that failed before its records began has left."""
+    try:
+        lines = path.read_bytes()[-4096:].decode("utf-8", "replace").split("\n")
+    except OSError:
+        lines = []
+    said = [line.strip() for line in lines if line.strip()]
+    return (
+        f"no reason is recorded; its log ends with: {said[-1]}" if said else "no reason is recorded, and nothing logged"
+    )
 
 
 def _state(folder: Path, record: Mapping[str, Any], failure: Mapping[str, Any]) -> str:
