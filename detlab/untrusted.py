@@ -76,3 +76,19 @@ def leads_out(name: str) -> bool:
 def printable(text: str) -> str:
     """A text whose control characters, other than ends of lines, are escaped: a name in a file cannot command a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def texts_of(path: Path) -> list[str]:
+    """A YAML file that is a list of texts, as Hydra's overrides.yaml.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else.
+    """
+    try:
+        content = yaml.load(path.read_bytes(), _WithoutAliases)
+    except (yaml.YAMLError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
+        raise ValueError("no list of texts")
+    return content
