@@ -1,4 +1,4 @@
-"""Pairs of detectors on synthetic ground truth, of which as many images can be had as a truth needs: boxes as arrays, no pictures."""
+"""Pairs of detectors on synthetic ground truth, as many images of it as a truth needs: boxes, no pictures."""
 
 from __future__ import annotations
 

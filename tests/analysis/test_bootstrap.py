@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation.test_scoring import SIGMAS, random_results, random_truth  # the hard cases, made there
+from simulation import Simulated, detectors_on
 
 from detlab.analysis.bootstrap import Difference, _students_quantile, in_words, interval, paired
 from detlab.evaluation import scoring
@@ -17,7 +18,6 @@ from detlab.evaluation.coco import matched, score
 from detlab.evaluation.metrics import DETECTION_METRICS, METRICS
 from detlab.evaluation.scoring import numbers_by_weight, numbers_once
 from detlab.structures import IOU_TYPES, IouType
-from simulation import Simulated, detectors_on
 
 AP = DETECTION_METRICS[:1]
 
@@ -98,7 +98,11 @@ def test_the_seed_alone_decides_what_is_drawn() -> None:
 
 
 def test_a_data_set_without_objects_gives_no_number() -> None:
-    truth: dict[str, Any] = {"images": [{"id": 1}, {"id": 2}], "categories": [{"id": 1, "name": "a"}], "annotations": []}
+    truth: dict[str, Any] = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [],
+    }
     nothing = matched(truth, [], "bbox")
     assert paired(nothing, nothing, AP, images=2, resamples=5, seed=0) == {}
 
