@@ -127,6 +127,13 @@ def _students_quantile(freedom: int) -> float:
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
+# What the interval does not know of; said beside every verdict.
+CAVEAT = (
+    "This is the images' chance, for these two models; training's chance is not in it: another seed may end elsewhere, so compare "
+    "settings over several seeds."
+)
+
+
 def in_words(name: str, found: Difference) -> str:
     """Whether the two can be told apart, as one says it."""
     images = f"{found.images} image{'s' if found.images != 1 else ''}"

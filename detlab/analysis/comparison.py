@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detlab.analysis.bootstrap import Difference, in_words, paired
+from detlab.analysis.bootstrap import CAVEAT, Difference, in_words, paired
 from detlab.evaluation.metrics import METRICS
 from detlab.evaluation.scoring import AREAS, THRESHOLDS, Matched, numbers_once
 from detlab.structures import IouType
@@ -108,6 +108,7 @@ def as_plain(comparisons: Mapping[IouType, Compared]) -> dict[str, Any]:
     intervals = {name: found for c in comparisons.values() for name, found in c.intervals.items()}
     return {
         "verdicts": [said for c in comparisons.values() for said in c.verdicts],
+        "caveat": CAVEAT,
         "metrics": {
             name: {"a": _finite(a), "b": _finite(b), "difference": _finite(b - a)} for name, (a, b) in numbers.items()
         },

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detlab.analysis.bootstrap import Difference
+from detlab.analysis.bootstrap import CAVEAT, Difference
 from detlab.analysis.comparison import Compared
 from detlab.structures import IouType
 from detlab.untrusted import printable
@@ -43,7 +43,11 @@ def page(
         pictures: a caption and a JPEG each.
     """
     verdicts = [f'<p class="verdict">{_text(said)}</p>' for c in comparisons.values() for said in c.verdicts]
-    parts = [f"<h1>A and B</h1><p>A: {_text(titles[0])}<br>B: {_text(titles[1])}</p>", *verdicts]
+    parts = [
+        f"<h1>A and B</h1><p>A: {_text(titles[0])}<br>B: {_text(titles[1])}</p>",
+        *verdicts,
+        f"<p>{_text(CAVEAT)}</p>",
+    ]
     for c in comparisons.values():
         parts += [_distribution(name, found) for name, found in c.intervals.items()]
     parts.append("<h2>Numbers</h2>" + _numbers(comparisons))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detlab.commands.compared_runs import FinishedRun, check_same_images, validation_images
+from detlab.commands.compared_runs import FinishedRun, check_same_images, check_same_objects, validation_images
 from detlab.commands.output import new_folder, refuse_existing
 from detlab.commands.predict import score_from_0_to_1
 from detlab.commands.score import comma_separated_numbers, read_json
@@ -152,16 +152,19 @@ def _of_runs(arguments: argparse.Namespace) -> _Inputs:
 
     register()
     dataset = validation_images(a, arguments.overrides)
-    same_ids = a.record["classes"] == b.record["classes"]
-    truth = dataset.ground_truth()
-    other = truth if same_ids else validation_images(b, arguments.overrides).ground_truth()
+    truth = other = dataset.ground_truth()
+    differing = changes(plain(a.config), plain(b.config), passed_over=())
+    # Classes in another order have other ids; data that are set up in another way may still be the same.
+    if a.record["classes"] != b.record["classes"] or any(key.partition(".")[0] == "dataset" for key in differing):
+        other = validation_images(b, arguments.overrides).ground_truth()
+        check_same_objects(a, b, (truth, other))
     return _Inputs(
         (a.results, b.results),
         (truth, other),
         dataset.keypoints.sigmas if dataset.keypoints is not None else None,
         dataset,
         (a, b),
-        changes(plain(a.config), plain(b.config), passed_over=()),
+        differing,
         _facts(a, b),
     )
 
@@ -340,7 +343,9 @@ def _write(
 
 
 def _print(inputs: _Inputs, comparisons: Mapping[IouType, Compared]) -> None:
-    """The essentials, on the terminal."""
+    """The essentials, on the terminal; what could not be measured is left out."""
+    from detlab.analysis.bootstrap import CAVEAT
+
     for key, (a, b) in (inputs.config or {}).items():
         print(printable(f"{key}: {a} -> {b}"))
     for name, a, b in inputs.facts:
@@ -348,6 +353,8 @@ def _print(inputs: _Inputs, comparisons: Mapping[IouType, Compared]) -> None:
             print(printable(f"{name}: {a} -> {b}"))
     for found in comparisons.values():
         print(f"{'':<28} {'A':>8} {'B':>8} {'B - A':>8}")
-        for name, (a, b) in found.numbers.items():
+        measured = {name: (a, b) for name, (a, b) in found.numbers.items() if a == a and b == b}
+        for name, (a, b) in measured.items():
             print(printable(f"{name:<28} {a:8.4f} {b:8.4f} {b - a:+8.4f}"))
-        print(*found.verdicts, sep="\n")
+        print(printable("\n".join(found.verdicts)))
+    print(CAVEAT)

@@ -137,10 +137,19 @@ def validation_images(run: FinishedRun, overrides: Sequence[str]) -> DetectionDa
     from detlab.config import check
     from detlab.data.fingerprint import fingerprint
     from detlab.preflight import compose_again
+    from detlab.resumption import HARMLESS, PLACES, changes, plain, said
 
     recorded = [str(override) for override in run.record["overrides"]]
     cfg = compose_again(recorded, overrides, taken=TAKEN, source=f"{run.folder}/run.json")
     check(cfg)
+    # Beside the fingerprint, which of drawn data and of a user's own class knows the names alone.
+    found = changes(plain(run.config), plain(cfg), passed_over=(*HARMLESS, *PLACES))
+    found = {key: pair for key, pair in found.items() if key.startswith("dataset.")}
+    if found:
+        raise UserError(
+            f"{run.folder}: was not scored on this data set: {said(found)}.\n"
+            "Only where the data lie may be given here, such as dataset.root=DIR."
+        )
     dataset = parts.data_sets(cfg)["val"]
     if fingerprint(dataset) != run.record["fingerprints"]["val"]:
         raise UserError(
@@ -148,3 +157,21 @@ def validation_images(run: FinishedRun, overrides: Sequence[str]) -> DetectionDa
             "Give back the data as they were (dataset.root=... where they have moved), or score both again: detlab evaluate."
         )
     return dataset
+
+
+def check_same_objects(a: FinishedRun, b: FinishedRun, truths: Sequence[dict[str, Any]]) -> None:
+    """Refuse runs whose images have the same names and other sizes or objects.
+
+    Raises:
+        UserError: they do.
+    """
+
+    def known(truth: dict[str, Any]) -> tuple[Any, Any]:
+        images = [(image["id"], image["height"], image["width"]) for image in truth["images"]]
+        return images, sorted((row["image_id"], *row["bbox"]) for row in truth["annotations"])
+
+    if known(truths[0]) != known(truths[1]):
+        raise UserError(
+            f"{a.folder} and {b.folder} have validation images of the same names, but of other sizes or objects: they were not "
+            "validated on the same data.\nScore both on one data set: detlab evaluate RUN dataset=... --out DIR."
+        )

@@ -24,13 +24,11 @@ def write_run(
     folder: Path, composed: Composed, keep: Callable[[int, dict[str, Any]], bool], *overrides: str
 ) -> dict[str, Any]:
     """A run's folder as far as a comparison reads it, of a detector that finds the objects for which `keep` says so; the truth."""
+    from detlab.config import build
     from detlab.data.fingerprint import fingerprint
-    from detlab.data.synthetic import Synthetic
 
     cfg = composed(*OVERRIDES, *overrides)
-    dataset = Synthetic(
-        **{k: v for k, v in OmegaConf.to_container(cfg.dataset, resolve=True).items() if k[0] != "_"}, part="val"
-    )  # type: ignore
+    dataset = build(cfg.dataset, group="dataset", allow=[], part="val")
     truth = dataset.ground_truth()
     rows = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9 - i / 1000}
@@ -78,6 +76,7 @@ def test_runs_that_differ_by_far_are_told_apart_and_one_from_itself_is_not(
     status, said, _ = compare("all", "half", "--no-pictures", capsys=capsys)
     assert status == 0
     assert "optimizer.lr: 0.001 -> 0.5" in said
+    assert "training's chance is not in it" in said
     assert "seconds: 90.0 -> 90.0" in said
     assert "images a second: 2.5 -> 2.5" in said
     assert re.search(r"bbox/AP: B - A is -0\.\d+, .* can be told apart with 12 images; A is better\.", said)
@@ -174,7 +173,8 @@ def test_runs_on_other_images_are_refused_and_it_is_said_what_differs(
     write_run(tmp_path / "seed", composed, lambda i, a: True, "dataset.seed=5")
     status, _, said = compare("all", "seed", capsys=capsys)
     assert status == 2
-    assert "not validated on the same data" in said
+    assert "of the same names, but of other sizes or objects: they were not validated on the same data" in said
+    assert len(said.splitlines()) == 2
 
 
 def test_data_that_are_not_the_runs_any_more_are_refused(
@@ -182,7 +182,7 @@ def test_data_that_are_not_the_runs_any_more_are_refused(
 ) -> None:
     status, _, said = compare("all", "half", "dataset.seed=5", capsys=capsys)
     assert status == 2
-    assert "all: its validation images, or their objects, are not those that it was scored on (12 now)" in said
+    assert "all: was not scored on this data set: dataset.seed 0 -> 5." in said
     assert len(said.splitlines()) == 2
 
 
