@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a run's model, on its own data set or another: detlab evaluate RUN [overrides] [--part val] [--json]",
     "score": "score a COCO results file: detlab score GT.json RESULTS.json [--iou-type bbox|segm|keypoints] [--json]",
     "predict": "draw and write what a run's model detects: detlab predict RUN IMAGE... [--out DIR] [--threshold 0.5]",
+    "compare": "say in what two runs differ, and whether they can be told apart: detlab compare RUN RUN [--json]",
     "replay": "repeat a step that was not finite, and say where it broke down: detlab replay crash.pt [--json]",
     "rerun": "repeat a run in a new folder, and say what differs now: detlab rerun RUN [overrides] [--dry-run]",
     "report": "say which run of a sweep was best, and what became of the others: detlab report SWEEP|FOLDER [--out DIR] [--json]",

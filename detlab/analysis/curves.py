@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detlab.analysis.matched import Matched
-from detlab.evaluation.scoring import RECALLS, precision_at_recalls
+from detlab.evaluation.scoring import precision_over_recall
 
 
 def curves_of(matched: Matched) -> list[list[float] | None]:
@@ -21,9 +21,6 @@ def curves_of(matched: Matched) -> list[list[float] | None]:
         own = own[np.argsort(-detections.scores[own], kind="stable")]
         if not count:
             curves.append(None)
-        elif not len(own):
-            curves.append([0.0] * len(RECALLS))
         else:
-            hits = matched.right[own, None]
-            curves.append(precision_at_recalls(hits, np.cumsum(~hits, axis=0), count)[0].tolist())
+            curves.append(precision_over_recall(matched.right[own], count).tolist())
     return curves

@@ -14,7 +14,7 @@ from detlab.evaluation.instances import Detections, Objects
 from detlab.evaluation.matching import match
 from detlab.evaluation.metrics import METRICS
 from detlab.evaluation.overlaps import overlap_of
-from detlab.evaluation.scoring import best_of, inside_ranges, precision_at_recalls
+from detlab.evaluation.scoring import best_of, inside_ranges, precision_over_recall
 from detlab.structures import IouType
 
 POSITIVE = 0.5  # IoU from which a detection has found an object
@@ -103,5 +103,4 @@ def average_precision(scores: np.ndarray, right: np.ndarray, objects: int) -> fl
     """
     if not objects:
         return float(not len(scores))
-    hits = right[np.argsort(-scores, kind="stable"), None]
-    return float(precision_at_recalls(hits, np.cumsum(~hits, axis=0), objects).mean())
+    return float(precision_over_recall(right[np.argsort(-scores, kind="stable")], objects).mean())

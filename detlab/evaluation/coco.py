@@ -51,7 +51,7 @@ def score(
     """
     _check_backend(backend)
     sigmas = checked_sigmas(sigmas)
-    truth, rows = _checked(ground_truth, results, iou_type, sigmas)
+    truth, rows = _truth_and_rows(ground_truth, results, iou_type, sigmas)
     if backend == "pycocotools":
         return by_pycocotools.numbers_of(truth, rows, sigmas)
     return _by_scoring(truth, _detections_of_rows(rows, truth), sigmas)
@@ -74,14 +74,28 @@ def arrays_of(
     Raises:
         UserError: as in `score`.
     """
-    truth, rows = _checked(ground_truth, results, iou_type, sigmas)
+    truth, rows = _truth_and_rows(ground_truth, results, iou_type, sigmas)
     return truth, _detections_of_rows(rows, truth)
 
 
-def _checked(
+def matched(
+    ground_truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    iou_type: IouType,
+    *,
+    sigmas: Sequence[float] | None = None,
+) -> scoring.Matched:
+    """What `score` knows before it counts images, for `detlab.evaluation.scoring.numbers_by_weight`; its arguments and errors."""
+    sigmas = checked_sigmas(sigmas)
+    truth, rows = _truth_and_rows(ground_truth, results, iou_type, sigmas)
+    detections = _detections_of_rows(rows, truth)
+    return scoring.match_all(truth.objects, detections, iou_type, class_names=truth.class_names, sigmas=sigmas)
+
+
+def _truth_and_rows(
     ground_truth: dict[str, Any], results: list[dict[str, Any]], iou_type: IouType, sigmas: Sequence[float]
 ) -> tuple[GroundTruth, list[dict[str, Any]]]:
-    """The ground truth, and new rows with areas, both held against what can be scored."""
+    """Both checked, the rows with their areas."""
     truth = GroundTruth(ground_truth, iou_type, len(sigmas))
     _check_rows(results, truth, len(sigmas))
     return truth, _with_areas(results, truth)
