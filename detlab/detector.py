@@ -57,7 +57,7 @@ class Detector:
         self.iou_types: tuple[IouType, ...] = cast(Any, model).iou_types
         self.keypoints = keypoints if "keypoints" in self.iou_types else None
         self.device = device
-        self.threshold = threshold
+        self.threshold: Threshold = threshold
         self.path = path
         self.operating = torch.tensor([float(value) for value in operating])
 
@@ -161,7 +161,7 @@ def load(run: Path, *, device: str, threshold: Threshold) -> Detector:
     state = read(path)
     model, class_map, keypoints = model_of(state, path, ())
     record = operating_of(state, path)
-    operating = given(record["thresholds"] if record is not None else [None] * len(class_map))
+    operating = given(record["thresholds"] if record is not None else [None] * len(class_map)).tolist()
     place = select_device(device, "fp32")
     try:
         place.place(model)

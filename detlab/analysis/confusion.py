@@ -45,5 +45,5 @@ def confusion_of(matched: Matched, thresholds: np.ndarray) -> list[list[int]]:
     np.add.at(matrix, (rows, others.classes), 1)
     missed = np.ones(len(real), bool)
     missed[found[found >= 0]] = False
-    np.add.at(matrix, (real.classes[missed], count), 1)
+    matrix[:count, count] += np.bincount(real.classes[missed], minlength=count)
     return matrix.tolist()

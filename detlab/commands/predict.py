@@ -138,7 +138,8 @@ class _Predictions:
     """
 
     def __init__(self, detector: Detector, class_map: ClassMap, out: Path, threshold: Threshold) -> None:
-        self.detector, self.class_map, self.out, self.threshold = detector, class_map, out, threshold
+        self.detector, self.class_map, self.out = detector, class_map, out
+        self.threshold: Threshold = threshold
         self.rows: list[dict[str, Any]] = []
         self.images: list[dict[str, Any]] = []
         self.drawn = 0
