@@ -69,8 +69,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, sortable: bool
         else f'<th scope="col">{html.escape(n)}</th>'
         for n in head
     )
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table class="{kinds}"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(
+        "<tr>" + "".join(f'<td title="{html.escape(cell)}">{html.escape(cell)}</td>' for cell in row) + "</tr>\n"
+        for row in rows
+    )
+    table = f'<table class="{kinds}">'
+    return f'<div class="scroll" tabindex="0">{table}<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _charts(report: Report) -> str:
@@ -156,7 +160,8 @@ table { border-collapse: collapse; }
 th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid var(--faint); font-variant-numeric: tabular-nums;
  white-space: nowrap; }
 th:first-child, td:first-child, td:last-child, th:last-child { text-align: left; }
-td:first-child, td:last-child { white-space: normal; min-width: 9em; overflow-wrap: anywhere; }
+td:first-child { max-width: 15em; overflow: hidden; text-overflow: ellipsis; }
+td:last-child { white-space: normal; }
 .reasons td:last-child { min-width: 20em; }
 th button { all: unset; cursor: pointer; font-weight: bold; }
 th button:focus-visible { outline: 2px solid #0072b2; }

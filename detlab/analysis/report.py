@@ -138,12 +138,14 @@ class Report:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows of the table of runs, as texts."""
         name = self.metric or "metric"
-        head = ["run", *self.keys, f"best {name}", f"last {name}", "time, s", "images/s", "state", "commit"]
+        head = ["run", f"best {name}", f"last {name}", *self.keys, "state", "time, s", "images/s", "commit"]
         tag, rows = f"val/{self.metric}", []
         for run in self.runs:
             last = (run.last() or {}).get(tag)
             said = [number(self.best_value(run)), number(last), number(run.seconds), number(run.images_per_second())]
-            rows.append([run.name, *(run.setting(key) for key in self.keys), *said, run.state, run.commit])
+            rows.append(
+                [run.name, *said[:2], *(run.setting(key) for key in self.keys), run.state, *said[2:], run.commit]
+            )
         return head, rows
 
     def summary(self) -> str:

@@ -137,7 +137,7 @@ def test_runs_that_are_damaged_unfinished_or_failed_are_named_and_hide_no_other(
         "failed: 10-lr=9_seed=0: non-finite gradient in step 2",
         "done: a-cut: 1 line(s) of metrics.jsonl cannot be read",
         "damaged: c-broken: run.json cannot be read",
-        "not begun: d-early: no reason is recorded; its log ends with: 10:00:00  dataset.root: gone",
+        "not begun: d-early: no reason is recorded; its log ends with: 10:00:00 dataset.root: gone",
         "failed: e-told: dataset.root: no such folder",
     ):
         assert line in said
