@@ -15,7 +15,7 @@ COMMANDS = {
     "score": "score a COCO results file: detlab score GT.json RESULTS.json [--iou-type bbox|segm|keypoints] [--json]",
     "predict": "draw and write what a run's model detects: detlab predict RUN IMAGE... [--out DIR] [--threshold 0.5]",
     "replay": "repeat a step that was not finite, and say where it broke down: detlab replay crash.pt [--json]",
-    "rerun": "repeat a run in a new folder, and say what differs now: detlab rerun RUN [overrides] [--dry-run]",
+    "rerun": "repeat a run in a new folder, and say what differs now: detlab rerun RUN [overrides] [--dry-run], or SWEEP --failed",
     "bench": "time detlab against the plain torchvision loop: detlab bench [bench=train|...] [overrides] [--json]",
     "validate": "say what is wrong with a data set, image by image: detlab validate [overrides] [--no-decode] [--json]",
     "show": "draw samples as the model will see them, and tell a data set's statistics: detlab show [overrides] [--part train]",

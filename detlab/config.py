@@ -222,7 +222,12 @@ def safe_name(text: str) -> str:
 def register() -> None:
     """Make Hydra know the schema, the search path and the resolvers. Calling it again changes nothing."""
     ConfigStore.instance().store(name="schema", node=RunConfig, provider="detlab")
-    Plugins.instance().register(DetlabSearchPath)
+    plugins = Plugins.instance()
+    plugins.register(DetlabSearchPath)
+    from detlab import launchers, sweepers
+
+    # Hydra builds what has a name in its own package for plugins, and nothing else.
+    plugins.class_name_to_class.update(launchers.PLUGINS | sweepers.PLUGINS)
     setup_globals()
     # Cached in the config: a job that a launcher sends to another process keeps its sweep's folder.
     OmegaConf.register_new_resolver("detlab.run_folder", run_folder, replace=True, use_cache=True)
