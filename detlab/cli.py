@@ -16,7 +16,7 @@ COMMANDS = {
     "predict": "draw and write what a run's model detects: detlab predict RUN IMAGE... [--out DIR] [--threshold 0.5]",
     "compare": "say in what two runs differ, and whether they can be told apart: detlab compare RUN RUN [--json]",
     "replay": "repeat a step that was not finite, and say where it broke down: detlab replay crash.pt [--json]",
-    "rerun": "repeat a run in a new folder, and say what differs now: detlab rerun RUN [overrides] [--dry-run]",
+    "rerun": "repeat a run in a new folder, and say what differs now: detlab rerun RUN [overrides] [--dry-run], or SWEEP --failed",
     "report": "say which run of a sweep was best, and what became of the others: detlab report SWEEP|FOLDER [--out DIR] [--json]",
     "bench": "time detlab against the plain torchvision loop: detlab bench [bench=train|...] [overrides] [--json]",
     "validate": "say what is wrong with a data set, image by image: detlab validate [overrides] [--no-decode] [--json]",

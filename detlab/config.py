@@ -222,7 +222,16 @@ def safe_name(text: str) -> str:
 def register() -> None:
     """Make Hydra know the schema, the search path and the resolvers. Calling it again changes nothing."""
     ConfigStore.instance().store(name="schema", node=RunConfig, provider="detlab")
-    Plugins.instance().register(DetlabSearchPath)
+    plugins = Plugins.instance()
+    plugins.register(DetlabSearchPath)
+    from detlab import launchers, sweepers
+
+    # Hydra builds what has a name in its own package for plugins, and nothing else.
+    plugins.class_name_to_class.update(launchers.PLUGINS | sweepers.PLUGINS)
+    # The launchers' packages store nodes under the names that ours have, which Hydra would take for the schemas of ours.
+    stored = ConfigStore.instance().repo["hydra"]["launcher"]
+    for name in ("joblib", "submitit_local", "submitit_slurm"):
+        stored.pop(f"{name}.yaml", None)
     setup_globals()
     # Cached in the config: a job that a launcher sends to another process keeps its sweep's folder.
     OmegaConf.register_new_resolver("detlab.run_folder", run_folder, replace=True, use_cache=True)

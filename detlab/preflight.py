@@ -43,11 +43,13 @@ from detlab.config import (
     value_faults,
 )
 from detlab.errors import UserError
+from detlab.launchers import EXTRAS, installed
 from detlab.locks import is_taken
 from detlab.resumption import HARMLESS, changes, end_of, holds_run, holds_state, plain
 from detlab.untrusted import json_of, saved_config
 
 AUTO = "auto"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # More combinations of swept group choices, and more values of one sweep, than these are not looked at one by one.
 MAX_COMBINATIONS = 64
 MAX_SWEPT_VALUES = 1000
@@ -142,7 +144,7 @@ def compose_again(recorded: Sequence[str], given: Sequence[str], *, taken: Seque
     offer.extend(new)
     chosen = {o.key_or_group for o in new if offer.is_group(o)}
     left_out = chosen | (PREFIXES.keys() - set(taken))
-    old = [o for o in _kept(recorded, new, source) if _top(o) not in left_out]
+    old = [o for o in kept(recorded, new, source) if _top(o) not in left_out]
     texts = [str(o.input_line) for o in (*old, *new)]
     of_the_run = {o.key_or_group for o in old} - {o.key_or_group for o in new}
     for fault in _faults(flags, texts, claim=False):
@@ -245,9 +247,9 @@ def recorded_and_new(run: Path, new: Sequence[str]) -> list[str]:
         raise UserError(f"{run}: holds no run.json; it is no run's folder.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/run.json is damaged ({error}).") from None
-    kept = [str(o.input_line) for o in _kept(recorded, _parse(new, OverridesParser.create(), []), f"{run}/run.json")]
+    still = [str(o.input_line) for o in kept(recorded, _parse(new, OverridesParser.create(), []), f"{run}/run.json")]
     # A job of `sweep=lr` goes on by itself; its recipe would start a sweep again.
-    return [*kept, *new, *(["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in kept) else [])]
+    return [*still, *new, *(["hydra.mode=RUN"] if any(text.startswith("sweep=") for text in still) else [])]
 
 
 def _run_to_go_on_with(texts: Sequence[str], own: Sequence[Override], flags: argparse.Namespace) -> Path | None:
@@ -297,7 +299,7 @@ def _is_run_of(folder: Path, now: dict[str, Any]) -> bool:
     return all(value == "auto" for _, value in changes(then, now, passed_over=HARMLESS).values())
 
 
-def _kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:
+def kept(recorded: Sequence[str], overrides: Sequence[Override], source: str) -> list[Override]:
     """Of a run's recorded overrides those that hold beside new ones.
 
     `allow` and `hydra.*` do not: what a saved file may not say is which code runs.
@@ -333,10 +335,10 @@ def _quoted(text: str) -> str:
 
 
 def _values(override: Override) -> list[Any]:
-    """The values that an override gives its key, one by one where it sweeps; none where they cannot be listed."""
+    """The values that an override gives its key, one by one where it sweeps; of an interval its ends."""
     value = override.value()
     if isinstance(value, IntervalSweep):
-        return []
+        return [int(end) if "int" in value.tags else end for end in (value.start, value.end) if end is not None]
     if not override.is_sweep_override():
         return [value]
     swept = itertools.islice(override.sweep_iterator(), MAX_SWEPT_VALUES)
@@ -470,7 +472,7 @@ def _faults(flags: argparse.Namespace, texts: Sequence[str], claim: bool) -> lis
             overrides += params
             combinations = _combinations([o for o in overrides if offer.is_group(o)])
             cfg = offer.compose(combinations[0])
-        faults += [] if multirun else _sweeps_without_multirun(overrides)
+        faults += _plugin_faults(cfg, overrides) if multirun else _sweeps_without_multirun(overrides)
         if multirun and (processes := processes_announced()) > 1:
             faults.append(f"-m: no sweep under torchrun; start detlab by itself, and give devices={processes}.")
         values = [o for o in overrides if not offer.is_group(o)]
@@ -547,6 +549,29 @@ def _sweeps_without_multirun(overrides: Sequence[Override]) -> list[str]:
         for o in overrides
         if o.is_sweep_override()
     ]
+
+
+def _plugin_faults(cfg: DictConfig, overrides: Sequence[Override]) -> list[str]:
+    """A sweeper or launcher that is not installed, and values that the sweeper cannot draw."""
+    faults = []
+    for part in ("sweeper", "launcher"):
+        target = OmegaConf.select(cfg, f"hydra.{part}._target_")
+        if target in EXTRAS and not installed(EXTRAS[target][0]):
+            faults.append(
+                f"hydra/{part}: needs a package that is not installed.\nInstall it: pip install 'detlab[{EXTRAS[target][1]}]'"
+            )
+    if OmegaConf.select(cfg, "hydra.sweeper._target_") == BASIC_SWEEPER:
+        faults += [
+            f"{o.key_or_group}: an interval has no end of values; draw from it with hydra/sweeper=optuna, or give values: a,b,c."
+            for o in overrides
+            if o.is_interval_sweep()
+        ]
+    return faults
+
+
+def overrides_parser() -> OverridesParser:
+    """A parser that knows the groups on offer, for `glob(*)`. `register()` must have run."""
+    return _Offer(get_args_parser().parse_args([])).parser
 
 
 def _composed_faults(cfg: DictConfig, values: Sequence[Override], *, missing: bool) -> list[str]:

@@ -180,4 +180,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # By its own name, under which a launcher's other processes find it too.
+    from detlab.run import main as named
+
+    sys.exit(named())

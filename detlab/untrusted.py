@@ -25,7 +25,7 @@ def json_of(path: Path) -> Any:
         raise ValueError("nested too deep") from None
 
 
-class _WithoutAliases(yaml.SafeLoader):
+class WithoutAliases(yaml.SafeLoader):
     """YAML without aliases, nine lines of which can stand for a billion values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -45,7 +45,7 @@ def saved_config(text: Any, where: Path) -> DictConfig:
         UserError: it is none.
     """
     try:
-        content = yaml.load(text, _WithoutAliases)
+        content = yaml.load(text, WithoutAliases)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: the configuration in it is not YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

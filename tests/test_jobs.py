@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from detlab import run
 from detlab.errors import NonFiniteLossError, UserError
-from detlab.jobs import Jobs
+from detlab.jobs import Jobs, SweepStart
 
 
 def never(cfg: object) -> float:
@@ -16,10 +17,14 @@ def never(cfg: object) -> float:
 
 
 def test_a_sweep_whose_jobs_are_done_but_whose_sweeper_failed_has_not_succeeded(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("0-a", "1-b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text('{"state": "done"}')
+    monkeypatch.setattr(SweepStart, "folder", tmp_path)
+    monkeypatch.setattr(SweepStart, "before", {})
     jobs = Jobs(never)
-    jobs._done += ["0  a  bbox/AP 0.1", "1  b  bbox/AP 0.2"]
     assert jobs.status(None) == 0
     assert jobs.status(RuntimeError("the sweeper broke")) == 1
     assert "the sweeper broke" in capsys.readouterr().err
@@ -36,8 +41,13 @@ def test_a_sweep_whose_jobs_are_done_but_whose_sweeper_failed_has_not_succeeded(
     ],
 )
 def test_a_mistake_has_status_2_and_only_our_own_bugs_a_trace(
-    error: Exception | None, status: int, trace: bool, capsys: pytest.CaptureFixture[str]
+    error: Exception | None,
+    status: int,
+    trace: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(SweepStart, "folder", None)
     assert Jobs(never).status(error) == status
     said = capsys.readouterr().err
     assert said.startswith("detlab: ") == (error is not None and not trace)

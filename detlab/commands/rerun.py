@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from detlab.errors import UserError
-from detlab.untrusted import json_of, saved_config
+from detlab.untrusted import json_of, printable, saved_config
 
 # What of a run.json is held against the present.
 _COMPARED = ("fingerprints", "python", "versions", "hardware", "code")
@@ -22,7 +24,7 @@ def main(argv: list[str]) -> int:
         argv: the arguments after `detlab rerun`: a run's folder, and overrides that are put behind its own.
 
     Returns:
-        The new run's exit status; with `--dry-run`, 0.
+        The new run's, or sweep's, exit status; with `--dry-run`, 0.
 
     Raises:
         UserError: no run's folder.
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> int:
     from detlab.preflight import compose_run, recorded_and_new
 
     register()
+    if arguments.failed:
+        return _repeat_failed(arguments.run, arguments.overrides, only_said=arguments.dry_run)
     overrides = recorded_and_new(arguments.run, arguments.overrides)
     record = json_of(arguments.run / "run.json")
     lacking = [key for key in _COMPARED if key not in record]
@@ -60,10 +64,33 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: detlab rerun outputs/2026-01-31/12-00-00. A run with classes of your own needs allow=[...] again.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder; with --failed a sweep's")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, behind the run's own")
-    parser.add_argument("--dry-run", action="store_true", help="only say what differs")
+    parser.add_argument(
+        "--failed", action="store_true", help="the jobs of a sweep that are not done, in their own folders"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what differs, or which jobs those are")
     return parser
+
+
+def _repeat_failed(sweep: Path, overrides: list[str], *, only_said: bool) -> int:
+    """Do the jobs of a sweep that are not done: from their state where they have one, else from the beginning."""
+    from detlab import run
+    from detlab.preflight import overrides_parser
+    from detlab.sweeps import SETTLED, jobs_of
+
+    jobs = jobs_of(sweep, overrides_parser())
+    left = [job for job in jobs if job.outcome.state not in SETTLED]
+    at_work = sum(job.outcome.state == "at work" for job in jobs)
+    print(f"{sweep}: {len(left)} of {len(jobs)} jobs to repeat" + (f", {at_work} at work now" if at_work else ""))
+    for job in left:
+        why = f": {job.outcome.why}" if job.outcome.why else ""
+        print(printable(f"  {job.folder.name}  {job.outcome.state}{why}"))
+    if only_said or not left:
+        return 0
+    swept = "hydra.sweep.dir=" + QuotedString(str(sweep), Quote.single).with_quotes()
+    sys.argv[1:] = ["hydra/sweeper=repeat", swept, "hydra.mode=MULTIRUN", *overrides]
+    return run.main()
 
 
 def differences(run: Path, record: Mapping[str, Any], cfg: Any) -> Iterator[str]:
