@@ -86,7 +86,7 @@ def texts_of(path: Path) -> list[str]:
         ValueError: it is something else.
     """
     try:
-        content = yaml.load(path.read_bytes(), _WithoutAliases)
+        content = yaml.load(path.read_bytes(), WithoutAliases)
     except (yaml.YAMLError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
