@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a run's model, on its own data set or another: detlab evaluate RUN [overrides] [--part val] [--json]",
     "score": "score a COCO results file: detlab score GT.json RESULTS.json [--iou-type bbox|segm|keypoints] [--json]",
     "predict": "draw and write what a run's model detects: detlab predict RUN IMAGE... [--out DIR] [--threshold 0.5]",
+    "export": "write a run's model as ONNX, verified against its own predictions: detlab export RUN [--out FILE]",
     "replay": "repeat a step that was not finite, and say where it broke down: detlab replay crash.pt [--json]",
     "rerun": "repeat a run in a new folder, and say what differs now: detlab rerun RUN [overrides] [--dry-run]",
     "bench": "time detlab against the plain torchvision loop: detlab bench [bench=train|...] [overrides] [--json]",
