@@ -15,6 +15,7 @@ COMMANDS = {
     "score": "score a COCO results file: detlab score GT.json RESULTS.json [--iou-type bbox|segm|keypoints] [--json]",
     "predict": "draw and write what a run's model detects: detlab predict RUN IMAGE... [--out DIR] [--threshold 0.5]",
     "compare": "say in what two runs differ, and whether they can be told apart: detlab compare RUN RUN [--json]",
+    "export": "write a run's model as ONNX, verified against its own predictions: detlab export RUN [--out FILE]",
     "replay": "repeat a step that was not finite, and say where it broke down: detlab replay crash.pt [--json]",
     "rerun": "repeat a run in a new folder, and say what differs now: detlab rerun RUN [overrides] [--dry-run], or SWEEP --failed",
     "report": "say which run of a sweep was best, and what became of the others: detlab report SWEEP|FOLDER [--out DIR] [--json]",

@@ -1,0 +1,114 @@
+"""How does a detector become an ONNX file that takes images of any size?"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.detection import anchor_utils
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from detlab.errors import UserError
+from detlab.models.anchors import resize_of, shorter_sides
+from detlab.ops.anchors import AnchorGenerator
+
+# ONNX's RoiAlign knows torchvision's half pixels from 16 on.
+OPSET = 17
+INPUT = "image"
+# What a model's predictions hold, in the order of the graph's outputs.
+FIELDS = ("boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores")
+# The image that is traced: its sides differ, and neither is a multiple of what a detector pads to.
+TRACED = (120, 150)
+
+
+class _TracedTransform(GeneralizedRCNNTransform):
+    """torchvision's transform, whose sizes stay computed in the graph, to the pixel as in Python.
+
+    torchvision's own traces the factor in float32: 256 of 400 pixels may come out as 255.
+    """
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """See torchvision's; in evaluation only."""
+        if self.fixed_size is not None:
+            return super().resize(image, target)
+        sides = torch.onnx.operators.shape_as_tensor(image)[-2:].to(torch.float64)
+        # Of one dimension: the exporter computes with tensors of none in float32.
+        least, most = (torch.tensor([side], dtype=torch.float64) for side in (shorter_sides(self)[-1], self.max_size))
+        factor = torch.minimum(least / sides.amin(0, keepdim=True), most / sides.amax(0, keepdim=True))
+        height, width = torch.floor(sides * factor).to(torch.int64).unbind()
+        resized = functional.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)  # pyright: ignore
+        return resized[0], target
+
+
+class _OneImage(nn.Module):
+    """A detector as a function of one uint8 image `[3, H, W]`, RGB, to the tensors of its prediction."""
+
+    def __init__(self, detector: nn.Module, fields: tuple[str, ...]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.fields = fields
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        prediction = self.detector([image.float() / 255])[0]
+        return tuple(prediction[field] for field in self.fields)
+
+
+def _traceable(model: nn.Module) -> nn.Module:
+    """A copy of a detector on the CPU whose parts keep nothing from one image to the next."""
+    model = copy.deepcopy(model).cpu().eval()
+    for module in model.modules():
+        if isinstance(module, AnchorGenerator):
+            module.__class__ = anchor_utils.AnchorGenerator
+        elif isinstance(module, GeneralizedRCNNTransform):
+            module.__class__ = _TracedTransform
+    return model
+
+
+@torch.no_grad()
+def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
+    """A detector as an ONNX model, by torch's TorchScript exporter.
+
+    torch's newer exporter stops at torchvision's detectors, whose sizes depend on what is found in the image.
+
+    Args:
+        model: torchvision's contract, with `iou_types`, in evaluation mode.
+
+    Returns:
+        The file, whose input `image` is uint8 `[3, H, W]`, RGB, of any height and width, and its outputs: of `FIELDS` those
+        that the model predicts, in the image's own pixels.
+
+    Raises:
+        UserError: the model is made of something that the exporter does not know.
+    """
+    if resize_of(model) is None:
+        raise UserError(
+            f"--format onnx: {type(model).__name__} is none of torchvision's detectors; only what is built of them is exported."
+        )
+    traced = _traceable(model)
+    image = torch.randint(0, 256, (3, *TRACED), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    # Once as it is, so that the pools have settled their scales, which a trace would compute in the graph.
+    prediction: dict[str, Any] = traced([image.float() / 255])[0]
+    fields = tuple(field for field in FIELDS if field in prediction)
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own: that it is deprecated, what a trace keeps constant
+            torch.onnx.export(
+                _OneImage(traced, fields),
+                (image,),
+                file,
+                input_names=[INPUT],
+                output_names=list(fields),
+                dynamic_axes={INPUT: {1: "height", 2: "width"}, **{field: {0: "objects"} for field in fields}},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--format onnx: torch's exporter does not take this model: {first}") from error
+    return file.getvalue(), fields

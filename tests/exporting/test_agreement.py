@@ -1,0 +1,67 @@
+"""When two models' predictions count as the same, and when they do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detlab.exporting.agreement import Agreement
+
+BOXES = [[10.0, 20.0, 110.0, 220.0], [300.0, 20.0, 400.0, 90.0]]
+
+
+def seen(boxes: Any = BOXES, scores: Any = (0.9, 0.7), labels: Any = (1, 2)) -> dict[str, np.ndarray]:
+    return {"boxes": np.array(boxes).reshape(-1, 4), "scores": np.array(scores), "labels": np.array(labels)}
+
+
+def compared(theirs: dict[str, np.ndarray], *, most: int = 100) -> Agreement:
+    agreement = Agreement()
+    agreement.add(seen(), theirs, least=0.05, most=most)
+    return agreement
+
+
+def test_the_same_objects_in_another_order_agree() -> None:
+    agreement = compared(seen(BOXES[::-1], (0.7, 0.9), (2, 1)))
+    assert agreement.holds
+    assert (agreement.images, agreement.objects, agreement.pixels, agreement.score) == (1, 2, 0, 0)
+
+
+def test_the_largest_differences_are_told() -> None:
+    moved = [BOXES[0], [300.25, 20.0, 400.0, 90.0]]
+    agreement = compared(seen(moved, (0.9, 0.7 - 5e-5)))
+    assert (agreement.pixels, agreement.score) == pytest.approx((0.25, 5e-5))
+    assert agreement.relative == pytest.approx(0.25 / 300)
+    assert agreement.holds
+    assert not compared(seen([BOXES[0], [300.5, 20.0, 400.0, 90.0]])).holds
+    assert not compared(seen(scores=(0.9, 0.7 - 2e-4))).holds
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        seen(BOXES[:1], (0.9,), (1,)),
+        seen([*BOXES, [0, 0, 9, 9]], (0.9, 0.7, 0.6), (1, 2, 1)),
+        seen(labels=(1, 1)),
+        seen([BOXES[0], [305, 20, 400, 90]]),
+    ],
+)
+def test_an_object_that_only_one_of_both_reports_is_a_disagreement(theirs: dict[str, np.ndarray]) -> None:
+    agreement = compared(theirs)
+    assert agreement.unmatched
+    assert not agreement.holds
+
+
+def test_an_object_at_the_score_where_reporting_ends_may_be_lacking() -> None:
+    assert compared(seen([*BOXES, [0, 0, 9, 9]], (0.9, 0.7, 0.05003), (1, 2, 1))).holds
+    assert not compared(seen([*BOXES, [0, 0, 9, 9]], (0.9, 0.7, 0.06), (1, 2, 1))).holds
+    # Of two objects at most, another one of the last one's score may take its place.
+    assert compared(seen([BOXES[0], [0, 0, 9, 9]], (0.9, 0.70004), (1, 2)), most=2).holds
+
+
+def test_nothing_seen_verifies_nothing() -> None:
+    agreement = Agreement()
+    agreement.add(seen([], [], []), seen([], [], []), least=0.05, most=100)
+    assert (agreement.images, agreement.objects) == (1, 0)
+    assert not agreement.holds
