@@ -178,6 +178,7 @@ def test_names_from_files_are_escaped_in_the_page(two: dict[str, Any], capsys: p
     assert "&lt;img src=x&gt;\\x1b" in page
 
 
+@pytest.mark.slow
 def test_runs_on_other_images_are_refused_and_it_is_said_what_differs(
     two: dict[str, Any], tmp_path: Path, composed: Composed, capsys: pytest.CaptureFixture[str]
 ) -> None:
