@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from detlab import cli
+from detlab.config import CONF, register
 from detlab.evaluation.coco import score
 
 Composed = Callable[..., DictConfig]
@@ -55,13 +57,28 @@ def write_run(
     return truth
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Runs `all`, which finds everything, and `half`, which finds every second object, and their ground truth."""
+    base = tmp_path_factory.mktemp("compared")
+
+    def compose_it(*overrides: str) -> DictConfig:
+        register()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", list(overrides))
+
+    truth = write_run(base / "all", compose_it, lambda i, a: True)
+    write_run(base / "half", compose_it, lambda i, a: i % 2 == 0, "optimizer.lr=0.5")
+    return base, truth
+
+
 @pytest.fixture
-def two(tmp_path: Path, composed: Composed, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Runs `all`, which finds everything, and `half`, which finds every second object; the working folder holds both."""
+def two(made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Copies of both in the working folder; their ground truth."""
+    for name in ("all", "half"):
+        shutil.copytree(made[0] / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    truth = write_run(tmp_path / "all", composed, lambda i, a: True)
-    write_run(tmp_path / "half", composed, lambda i, a: i % 2 == 0, "optimizer.lr=0.5")
-    return truth
+    return copy.deepcopy(made[1])
 
 
 def compare(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -161,6 +178,7 @@ def test_names_from_files_are_escaped_in_the_page(two: dict[str, Any], capsys: p
     assert "&lt;img src=x&gt;\\x1b" in page
 
 
+@pytest.mark.slow
 def test_runs_on_other_images_are_refused_and_it_is_said_what_differs(
     two: dict[str, Any], tmp_path: Path, composed: Composed, capsys: pytest.CaptureFixture[str]
 ) -> None:
