@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
@@ -93,7 +93,7 @@ class Optuna(_WithLauncher):
         n_jobs: int,
         n_startup_trials: int,
         seed: int,
-        direction: str,
+        direction: Literal["maximize", "minimize"],
         params: dict[str, str] | None = None,
     ) -> None:
         self.n_trials, self.n_jobs, self.n_startup_trials = n_trials, n_jobs, n_startup_trials
