@@ -18,7 +18,7 @@ from detlab.engine import Device, evaluate, validation_loss
 from detlab.pictures import comparison_of
 from detlab.stopping import RunStopping
 from detlab.structures import DetectionDataset, IouType
-from detlab.writer import Writer
+from detlab.writer import CURVE_SCORES, Writer
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Validation:
         if metrics is None:
             return
         results = self.evaluator.results()
+        curves = self._curves()
         losses = None
         if self.loss_loader is not None:
             losses = validation_loss(
@@ -90,6 +91,8 @@ class Validation:
                 return
         # From here on nothing is interrupted: what is recorded and what is saved belong together.
         writer.evaluation(position.step, position.epoch, metrics, time.perf_counter() - started)
+        for iou_type, counts in curves.items():
+            writer.curves(f"val/{iou_type}/PR50", counts, position.step)
         if losses is not None:
             writer.losses("val", position.step, position.epoch, losses)
         if position.improve(metrics, self.cfg.objective):
@@ -103,6 +106,12 @@ class Validation:
             writer.picture("val/predictions", comparison_of(model, self.dataset, self.device), position.step)
         if self.over(position):
             stopping.reason = "patience" if position.stale else "stop_at"
+
+    def _curves(self) -> dict[str, Any]:
+        """What precision-recall curves are drawn from, by type; where everything was gathered, by an evaluator that can tell."""
+        if not distributed.first() or not hasattr(self.evaluator, "counts"):
+            return {}
+        return {iou_type: self.evaluator.counts(iou_type, CURVE_SCORES) for iou_type in self.iou_types}
 
     def close(self) -> None:
         """End the workers that load images."""

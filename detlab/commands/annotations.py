@@ -104,13 +104,17 @@ def _folder_of(file: Path, given: Path | None, names: Sequence[str]) -> Path:
     """
     tried = [given.expanduser().resolve()] if given is not None else list(dict.fromkeys(_likely_folders(file)))
     if not tried[0].is_dir():
-        raise UserError(f"--images: {tried[0]} is no folder; name the one that the file names in {file} are relative to.")
+        raise UserError(
+            f"--images: {tried[0]} is no folder; name the one that the file names in {file} are relative to."
+        )
     lacking = {folder: [name for name in names if not (folder / name).is_file()] for folder in tried}
     best = min(lacking, key=lambda folder: len(lacking[folder]))
     absent = lacking[best]
     if len(absent) == len(names) and given is None:
         looked = ", ".join(map(str, tried[:6])) + (" ..." if len(tried) > 6 else "")
-        raise UserError(f"{file}: its images ({names[0]} ...) were not found in {looked}.\nName their folder: --images DIR")
+        raise UserError(
+            f"{file}: its images ({names[0]} ...) were not found in {looked}.\nName their folder: --images DIR"
+        )
     if absent:
         raise UserError(
             f"{best}: lacks {len(absent)} of the {len(names)} images in {file}, the first is {absent[0]}.\n"

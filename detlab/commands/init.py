@@ -77,19 +77,23 @@ def _account(folder: Path, written: list[str], data: Annotated | None) -> list[s
     """What was found and written, and what to type next."""
     lines = []
     if data is not None:
-        classes = f"{len(data.classes)} class(es): {', '.join(data.classes[:8])}{' ...' if len(data.classes) > 8 else ''}"
+        classes = (
+            f"{len(data.classes)} class(es): {', '.join(data.classes[:8])}{' ...' if len(data.classes) > 8 else ''}"
+        )
         lines += [
             f"{data.file}: {data.count} images with {data.objects} objects of {classes.replace(chr(10), ' ')}; {', '.join(data.iou_types)}",
             f"{data.images}: all its images are there",
         ]
         if data.faults:
-            lines.append(f"{data.faults} thing(s) are wrong with the annotations: detlab validate names each; a run refuses them")
+            lines.append(
+                f"{data.faults} thing(s) are wrong with the annotations: detlab validate names each; a run refuses them"
+            )
     lines += [f"{folder}: {', '.join(written)}", "next, and README.md there has the rest:"]
-    # Typed alone, the data set is not permitted to call a class of mine.py; the recipe permits it.
+    # Classes of mine.py are permitted on the command line alone.
     allow = "" if data is not None else " 'allow=[mine]'"
     return [
         *lines,
         f"  cd {shlex.quote(str(folder))}",
         f"  detlab validate dataset=mine{allow}",
-        "  detlab train experiment=first debug=smoke",
+        f"  detlab train experiment=first debug=smoke{allow}",
     ]

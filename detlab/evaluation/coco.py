@@ -164,6 +164,26 @@ class CocoEvaluator:
             numbers |= self._numbers(iou_type)
         return numbers
 
+    def counts(self, iou_type: IouType, scores: np.ndarray) -> dict[str, scoring.Counts]:
+        """What precision-recall curves at an IoU of 0.5 are drawn from, by class name; classes without objects are left out.
+
+        Args:
+            iou_type: one of `iou_types`, whose numbers were computed.
+            scores: float64 `[S]`, ascending thresholds.
+        """
+        sigmas = _checked_sigmas(self.keypoint_sigmas)
+        truth = self._truths[iou_type]
+        detections = self._detections(iou_type, truth, len(sigmas))
+        names = truth.class_names
+        counts = scoring.counts_of(
+            truth.objects, detections, iou_type, classes=len(names), sigmas=sigmas, scores=scores
+        )
+        return {
+            name: scoring.Counts(scores, counts.right[k], counts.wrong[k], counts.objects[k])
+            for k, name in enumerate(names)
+            if counts.objects[k]
+        }
+
     def _numbers(self, iou_type: IouType) -> dict[str, float]:
         sigmas = _checked_sigmas(self.keypoint_sigmas)
         if iou_type not in self._truths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,6 +52,54 @@ def numbers_of(
         for name, of_class in zip(class_names, precision[:, :, :, 0].transpose(2, 0, 1), strict=True):
             values[f"{iou_type}/AP/{name}"] = _mean(of_class)
     return values
+
+
+class Counts(NamedTuple):
+    """Of K classes, what is right and wrong among the detections scored so much and more, at an IoU of 0.5."""
+
+    scores: np.ndarray  # float64 [S], ascending
+    right: np.ndarray  # int64 [K, S], objects found
+    wrong: np.ndarray  # int64 [K, S], detections of nothing, or of what was found already
+    objects: np.ndarray  # int64 [K], to be found
+
+
+def counts_of(
+    objects: Objects,
+    detections: Detections,
+    iou_type: IouType,
+    *,
+    classes: int,
+    sigmas: Sequence[float],
+    scores: np.ndarray,
+) -> Counts:
+    """What precision and recall at each score are made of; with COCO's matching and its limit of detections an image and class.
+
+    Args:
+        objects: of all images and classes.
+        detections: of all images and classes.
+        iou_type: what their shapes are.
+        classes: K.
+        sigmas: one standard deviation for each keypoint.
+        scores: float64 `[S]`, ascending; each is a threshold, and what has it counts.
+    """
+    objects = objects.take(np.argsort(objects.groups, kind="stable"))
+    detections, _ = _best(detections, max(metric.max_detections for metric in METRICS[iou_type]))
+    ignored = objects.ignored[:, None]
+    with np.errstate(all="ignore"):
+        overlap = overlap_of(iou_type, detections, objects, at_least=THRESHOLDS[0], sigmas=sigmas)
+        matches = match(detections, objects, ignored, overlap, THRESHOLDS[:1])
+    found = np.zeros(len(detections.scores), np.bool_)
+    excused = np.zeros_like(found)
+    found[matches.detections] = matches.found[:, 0, 0]
+    excused[matches.detections] = matches.ignored[:, 0, 0]
+
+    def above(chosen: np.ndarray) -> np.ndarray:
+        of_classes = (np.sort(detections.scores[chosen & (detections.classes == k)]) for k in range(classes))
+        return np.stack([len(own) - np.searchsorted(own, scores, side="left") for own in of_classes])
+
+    return Counts(
+        scores, above(found & ~excused), above(~found), np.bincount(objects.classes[~ignored[:, 0]], minlength=classes)
+    )
 
 
 def _best(detections: Detections, limit: int) -> tuple[Detections, np.ndarray]:

@@ -65,9 +65,7 @@ def enclosing_box(mask: Tensor) -> Tensor:
     return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
 
 
-def detector(
-    *, num_classes: int, min_size: int, max_size: int, anchor_sizes: Sequence[int]
-) -> FasterRCNN:
+def detector(*, num_classes: int, min_size: int, max_size: int, anchor_sizes: Sequence[int]) -> FasterRCNN:
     """Faster R-CNN on MobileNetV3 Small with a feature pyramid: `conf/model/mine.yaml` builds it.
 
     Any module will do that keeps torchvision's contract: `model(images, targets)` gives a dict of losses in training,
@@ -82,7 +80,12 @@ def detector(
     backbone = mobilenet_backbone(backbone_name="mobilenet_v3_small", weights=None, fpn=True, trainable_layers=6)
     anchors = AnchorGenerator(tuple((size,) for size in anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes))
     model = FasterRCNN(
-        backbone, num_classes, min_size=min_size, max_size=max_size, rpn_anchor_generator=anchors, box_detections_per_img=100
+        backbone,
+        num_classes,
+        min_size=min_size,
+        max_size=max_size,
+        rpn_anchor_generator=anchors,
+        box_detections_per_img=100,
     )
     model.iou_types = ("bbox",)  # type: ignore[assignment]
     return model

@@ -60,7 +60,7 @@ objective: bbox/AP
 FIRST = """\
 # @package _global_
 # The first run: @WHAT@.
-# Command: detlab train experiment=first
+# Command: detlab train experiment=first@ALLOW@
 # Cost: @STEPS@ steps of 2 images. With network, model.weights=imagenet begins from a trained backbone and needs fewer.
 # Expected: not known yet. Write down here what you got, so that the next run can be held against it.
 defaults:
@@ -95,8 +95,8 @@ A project of detlab, begun by `detlab init`. All commands are typed in this fold
 | `conf/model/mine.yaml`@SHAPES@ | build them: `detlab train experiment=first model=mine 'allow=[mine]'` |
 | `tests/test_mine.py` | do they work: `pip install pytest`, then `python -m pytest` |
 
-What `allow=[mine]` says: classes of `mine.py` may be called. Without it, a configuration can name detlab's, torch's and torchvision's
-alone. To say it once for a shell: `export DETLAB_ALLOW=mine`.
+What `allow=[mine]` says: classes of `mine.py` may be called. Without it, a configuration can name those of detlab,
+torch and torchvision alone. To say it once for a shell: `export DETLAB_ALLOW=mine`.
 
 Any value can be changed on the command line (`optimizer.lr=0.0005`, `epochs=20`), several side by side with `-m`
 (`detlab train -m experiment=first optimizer.lr=0.0003,0.001`); `detlab train --help` shows the groups, `--cfg job` all keys.
@@ -140,6 +140,7 @@ def texts_for(name: str, data: Annotated | None) -> dict[str, str]:
         FIRST,
         WHAT=f"a small model from scratch on {'drawn shapes' if data is None else 'your data'}",
         MODEL=_MODELS[kind],
+        ALLOW="" if data is not None else " 'allow=[mine]'",  # which no file can say
         STEPS=epochs * max(1, train // 2),
         EPOCHS=epochs,
         EVAL_EVERY=max(1, epochs // _EVALUATIONS),
@@ -151,9 +152,6 @@ def texts_for(name: str, data: Annotated | None) -> dict[str, str]:
         PHOTOS="photo.jpg" if data is None else shlex.quote(str(data.images)),
         SHAPES="" if data is None else ", `conf/dataset/shapes.yaml`",
     )
-    if data is None:
-        # The recipe names a class of mine.py, and so permits it.
-        first += "allow: [mine]\n"
     texts = {
         "README.md": readme,
         ".gitignore": IGNORED,
