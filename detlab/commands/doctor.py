@@ -65,8 +65,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="detlab doctor",
-        description="Looks at versions, processor, threads, GPU, memory, disk, TensorBoard and permissions, a line each: ok, warning or "
-        "error, and what to do. Exit status 1 where there are errors.",
+        description="Looks at versions, processor, threads, GPU, memory, disk, TensorBoard and permissions, a line each: "
+        "ok, warning or error, and what to do. Exit status 1 where there are errors.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -189,7 +189,8 @@ def gpu() -> Finding:
     if shutil.which("nvidia-smi") is None:
         return Finding("gpu", "ok", "none; runs train on the processor")
     if torch.version.cuda is None:
-        return Finding("gpu", "warning", "there is a driver, but this torch is for processors only", "install torch with CUDA: https://pytorch.org/get-started/locally")  # fmt: skip
+        said = "there is a driver, but this torch is for processors only"
+        return Finding("gpu", "warning", said, "install torch with CUDA: https://pytorch.org/get-started/locally")
     return Finding(
         "gpu",
         "warning",
@@ -203,7 +204,8 @@ def tensorboard() -> Finding:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter  # noqa: F401
     except Exception as error:
-        return Finding("tensorboard", "error", f"cannot be imported ({type(error).__name__}: {error})", "pip install --force-reinstall tensorboard")  # fmt: skip
+        said = f"cannot be imported ({type(error).__name__}: {error})"
+        return Finding("tensorboard", "error", said, "pip install --force-reinstall tensorboard")
     return Finding("tensorboard", "ok", "tensorboard --logdir outputs")
 
 
@@ -257,9 +259,8 @@ def writable(outputs: Path) -> Finding:
             file.write(b"0" * 4096)
             file.flush()
     except OSError as error:
-        return Finding(
-            "permission", "error", f"{place}: cannot be written ({error.strerror})", "work in a folder of your own, or give hydra.run.dir=DIR"
-        )  # fmt: skip
+        said = f"{place}: cannot be written ({error.strerror})"
+        return Finding("permission", "error", said, "work in a folder of your own, or give hydra.run.dir=DIR")
     return Finding("permission", "ok", f"{outputs} can be written")
 
 

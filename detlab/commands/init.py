@@ -46,8 +46,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="detlab init",
-        description="Starts a project: its own conf and experiments, a data set class and a model as examples, a test, and a README of "
-        "the next commands. With a COCO file it is set up for that data, else for some that it draws.",
+        description="Starts a project: its own conf and experiments, a data set class and a model as examples, a test, and a "
+        "README of the next commands. With a COCO file it is set up for that data, else for some that it draws.",
         epilog="example: detlab init animals labels.json --images photos",
         allow_abbrev=False,
     )
@@ -81,7 +81,7 @@ def _account(folder: Path, written: list[str], data: Annotated | None) -> list[s
             f"{len(data.classes)} class(es): {', '.join(data.classes[:8])}{' ...' if len(data.classes) > 8 else ''}"
         )
         lines += [
-            f"{data.file}: {data.count} images with {data.objects} objects of {classes.replace(chr(10), ' ')}; {', '.join(data.iou_types)}",
+            f"{data.file}: {data.count} images with {data.objects} objects of {classes}; {', '.join(data.iou_types)}",
             f"{data.images}: all its images are there",
         ]
         if data.faults:

@@ -18,8 +18,8 @@ CLASSES = ("disc", "square")
 class Shapes(Dataset[tuple[Tensor, dict[str, Any]]]):
     """Bright discs and squares on noise, drawn from the index: `conf/dataset/shapes.yaml` builds it.
 
-    Put your own files in its place: `__getitem__` returns an image (PIL, or uint8 `[3, H, W]`) and its objects. `image_id` is a whole
-    number, another one for each image; a box encloses its object, `x1` is the last column + 1; labels begin with 1.
+    Put your own files in its place: `__getitem__` returns an image (PIL, or uint8 `[3, H, W]`) and its objects. `image_id` is a
+    whole number, another one for each image; a box encloses its object, `x1` is the last column + 1; labels begin with 1.
 
     Args:
         count: number of images.
