@@ -11,6 +11,8 @@ from detlab import __version__
 # What each command does, and the module of detlab.commands that has its `main(argv) -> int`.
 COMMANDS = {
     "train": "train, score and record a run, or a sweep of runs with -m (python -m detlab.run is the same)",
+    "init": "start a project of your own: detlab init FOLDER [ANNOTATIONS.json] [--images DIR]",
+    "doctor": "say what is wrong with this machine, and what to do: detlab doctor [--json]",
     "evaluate": "score a run's model, on its own data set or another: detlab evaluate RUN [overrides] [--part val] [--json]",
     "score": "score a COCO results file: detlab score GT.json RESULTS.json [--iou-type bbox|segm|keypoints] [--json]",
     "predict": "draw and write what a run's model detects: detlab predict RUN IMAGE... [--out DIR] [--threshold 0.5]",

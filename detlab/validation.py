@@ -19,7 +19,7 @@ from detlab.engine import Device, evaluate, validation_loss
 from detlab.pictures import comparison_of
 from detlab.stopping import RunStopping
 from detlab.structures import DetectionDataset, IouType
-from detlab.writer import Writer
+from detlab.writer import CURVE_SCORES, Writer
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Validation:
         if metrics is None:
             return
         results = self.evaluator.results()
+        curves = self._curves()
         losses = None
         if self.loss_loader is not None:
             losses = validation_loss(
@@ -92,6 +93,8 @@ class Validation:
             results_averaged = self.evaluator.results()
         # From here on nothing is interrupted: what is recorded and what is saved belong together.
         writer.evaluation(position.step, position.epoch, metrics, time.perf_counter() - started)
+        for iou_type, counts in curves.items():
+            writer.curves(f"val/{iou_type}/PR50", counts, position.step)
         if losses is not None:
             writer.losses("val", position.step, position.epoch, losses)
         if position.improve(metrics, self.cfg.objective):
@@ -114,6 +117,12 @@ class Validation:
         iou_type, keypoints = self.cfg.objective.partition("/")[0], self.dataset.keypoints
         sigmas = keypoints.sigmas if keypoints is not None else None
         return record_of(self.dataset.ground_truth(), results, iou_type, self.dataset.class_map, sigmas=sigmas)
+
+    def _curves(self) -> dict[str, Any]:
+        """What precision-recall curves are drawn from, by type; where everything was gathered, by an evaluator that can tell."""
+        if not distributed.first() or not hasattr(self.evaluator, "counts"):
+            return {}
+        return {iou_type: self.evaluator.counts(iou_type, CURVE_SCORES) for iou_type in self.iou_types}
 
     def close(self) -> None:
         """End the workers that load images."""

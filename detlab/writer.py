@@ -6,23 +6,28 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import custom_scalars, hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from detlab import distributed, storage
 from detlab.checkpoint import Position
 from detlab.console import Console, duration, peak_memory
 from detlab.engine import StepReport
+from detlab.evaluation.metrics import METRICS
+from detlab.evaluation.scoring import Counts
 
 _METRICS = "metrics.jsonl"
 _EVENTS = "events.out.tfevents."
+# The thresholds of precision-recall curves; TensorBoard itself takes them to be spread evenly from 0 to 1.
+CURVE_SCORES = np.linspace(0, 1, 101)
 
 
 def _cut(path: Path, size: int) -> None:
@@ -55,6 +60,8 @@ class Writer:
     def evaluation(
         self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float | None, *, part: str = "val"
     ) -> None: ...
+
+    def curves(self, tag: str, counts: Mapping[str, Counts], step: int) -> None: ...
 
     def picture(self, tag: str, picture: Tensor | None, step: int) -> None: ...
 
@@ -115,6 +122,7 @@ class RunWriter(Writer):
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self._lines = (folder / _METRICS).open("a", encoding="utf-8")
         self._started, self._first_step = time.monotonic(), step
+        self._laid_out = False
 
     def _files(self) -> list[Path]:
         """The files that grow with the run."""
@@ -175,6 +183,7 @@ class RunWriter(Writer):
         self, step: int, epoch: int, metrics: Mapping[str, float], seconds: float | None, *, part: str = "val"
     ) -> None:
         """The numbers of an evaluation, under `val/`, or of another part, or of averaged weights (`val_ema/`)."""
+        self._lay_out([iou_type for iou_type in METRICS if f"{iou_type}/AP" in metrics])
         self.scalars(step, epoch, {f"{part}/{name}": value for name, value in metrics.items()})
         whose = "" if part == "val" else f"{part}  "
         for iou_type in dict.fromkeys(name.partition("/")[0] for name in metrics):
@@ -186,6 +195,29 @@ class RunWriter(Writer):
             self._console.say(f"epoch {epoch}  step {step}  {whose}{iou_type}  {said}")
         if seconds is not None:
             self._console.say(f"epoch {epoch}  evaluated in {duration(seconds)}")
+
+    def _lay_out(self, iou_types: Sequence[str]) -> None:
+        """Once a process: what TensorBoard's CUSTOM SCALARS tab shows; not before it is known what is scored."""
+        if not self._laid_out:
+            file_writer = self._board._get_file_writer()
+            assert file_writer is not None
+            file_writer.add_summary(custom_scalars(dashboard(iou_types)))
+            self._laid_out = True
+
+    def curves(self, tag: str, counts: Mapping[str, Counts], step: int) -> None:
+        """Precision over recall at each of `CURVE_SCORES`, for TensorBoard's PR CURVES tab: one class as `tag`, more below it."""
+        for name, (_, right, wrong, objects) in counts.items():
+            precision = right / np.maximum(right + wrong, 1)
+            # Of what is no object there is no number: true negatives are 0.
+            self._board.add_pr_curve_raw(
+                tag if len(counts) == 1 else f"{tag}/{name}",
+                *(
+                    torch.from_numpy(np.asarray(values, np.float64))
+                    for values in (right, wrong, np.zeros(len(right)), objects - right, precision, right / objects)
+                ),
+                global_step=step,
+                num_thresholds=len(right),
+            )
 
     def picture(self, tag: str, picture: Tensor | None, step: int) -> None:
         """A picture, uint8 `[3, H, W]`, for TensorBoard."""
@@ -219,6 +251,28 @@ class RunWriter(Writer):
     def record(self, content: Mapping[str, Any]) -> None:
         """run.json, written whole."""
         storage.write_text(self.folder / "run.json", json.dumps(plain(content), indent=2) + "\n")
+
+
+def dashboard(iou_types: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """The charts of a COCO dashboard, by category and title, as `SummaryWriter.add_custom_scalars` takes them.
+
+    Args:
+        iou_types: what is scored.
+    """
+    charts: dict[str, dict[str, list[Any]]] = {}
+    for iou_type in iou_types:
+        names = [metric.name for metric in METRICS[iou_type]]  # type: ignore[index]
+        sizes = [name for name in names if name in ("APs", "APm", "APl")]
+        tags = {"AP": ["AP", "AP50", "AP75"], "AP by size": sizes, "AR": [n for n in names if n.startswith("AR")]}
+        charts[iou_type] = {
+            title: ["Multiline", [f"^val/{iou_type}/{name}$" for name in chosen]] for title, chosen in tags.items()
+        }
+    charts["losses"] = {
+        "training": ["Multiline", ["^train/loss"]],
+        "training and validation": ["Multiline", ["^train/loss$", "^val/loss$"]],
+    }
+    charts["rate"] = {"learning rate": ["Multiline", ["^train/lr$"]]}
+    return charts
 
 
 def _loss_name(name: str) -> str:

@@ -28,7 +28,7 @@ def test_there_are_recipes_and_sweeps() -> None:
         "synthetic_keypoints",
         "synthetic_quick",
     } <= set(RECIPES)
-    assert {"folds", "lr", "models", "seeds"} == set(SWEEPS)
+    assert {"data", "folds", "lr", "models", "seeds"} <= set(SWEEPS)
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda path: path.stem)
@@ -97,3 +97,13 @@ def test_a_sweep_of_folds_validates_every_image_exactly_once(detlab: Callable[..
     assert sorted(name for split in splits for name in split["val"]) == [f"train-{i:04d}" for i in range(10)]
     assert all(sorted(split["train"] + split["val"]) == [f"train-{i:04d}" for i in range(10)] for split in splits)
     assert len(splits) == 5
+
+
+@pytest.mark.slow
+def test_a_sweep_of_the_data_trains_on_parts_that_lie_in_each_other(detlab: Callable[..., int], tmp_path: Path) -> None:
+    small = [override for override in TINY if not override.startswith("dataset.train_size")]
+    assert detlab(*small, "sweep=data", "dataset.train_size=20", "max_steps=1", "hydra.sweep.dir=sweep") == 0
+    splits = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("*/split.json"))]
+    parts = [set(split["train"]) for split in splits]
+    assert [len(part) for part in parts] == [2, 6, 20]
+    assert parts[0] < parts[1] < parts[2]

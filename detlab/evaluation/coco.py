@@ -143,10 +143,11 @@ class CocoEvaluator:
         self._image_ids = {image["id"] for image in ground_truth["images"]}
         self._truths: dict[IouType, GroundTruth] = {}  # checked and indexed once, when it is first needed
         self._found: dict[int, Found] = {}  # by image id
+        self._matches: dict[IouType, scoring.Matched] = {}  # of what was found so far
 
     def reset(self) -> None:
         """Forget every prediction."""
-        self._found = {}
+        self._found, self._matches = {}, {}
 
     def update(self, image_ids: Sequence[int], predictions: Sequence[Prediction]) -> None:
         """Take in a batch.
@@ -159,6 +160,7 @@ class CocoEvaluator:
             UserError: keypoints that are not as many as the sigmas.
             ValueError: an image that is unknown or was there before; a label outside 1..K; a field that is missing.
         """
+        self._matches = {}
         if "keypoints" in self.iou_types:
             self._check_points(predictions)
         for image_id, prediction in zip(image_ids, predictions, strict=True):
@@ -190,6 +192,7 @@ class CocoEvaluator:
         if twice:
             raise ValueError(f"images {sorted(twice)} were evaluated twice; each image counts once")
         self._found |= held
+        self._matches = {}
 
     def results(self) -> list[dict[str, Any]]:
         """COCO results rows so far, ready for JSON, by image id: the same in whatever order the images came."""
@@ -206,19 +209,48 @@ class CocoEvaluator:
             numbers |= self._numbers(iou_type)
         return numbers
 
+    def counts(self, iou_type: IouType, scores: np.ndarray) -> dict[str, scoring.Counts]:
+        """What precision-recall curves at an IoU of 0.5 are drawn from, by class name; classes without objects are left out.
+
+        Args:
+            iou_type: one of `iou_types`.
+            scores: float64 `[S]`, ascending thresholds.
+        """
+        matched = self._matched(iou_type)
+        counts = scoring.counts_of(matched, scores)
+        return {
+            name: scoring.Counts(scores, counts.right[k], counts.wrong[k], counts.objects[k])
+            for k, name in enumerate(matched.class_names)
+            if counts.objects[k]
+        }
+
     def _numbers(self, iou_type: IouType) -> dict[str, float]:
-        sigmas = checked_sigmas(self.keypoint_sigmas)
-        if iou_type not in self._truths:
-            self._truths[iou_type] = GroundTruth(self.ground_truth, iou_type, len(sigmas))
-        truth = self._truths[iou_type]
-        detections = self._detections(iou_type, truth, len(sigmas))
-        # Our own rows need no other check, and none that looks at each of them.
-        finite = np.isfinite(detections.scores).all() and np.isfinite(detections.areas).all()
-        if not finite or (iou_type != "segm" and not np.isfinite(detections.shapes).all()):
-            _check_rows(self.results(), truth, len(sigmas))
         if self.backend == "pycocotools":
-            return by_pycocotools.numbers_of(truth, _with_areas(self.results(), truth), sigmas)
-        return _by_scoring(truth, detections, sigmas)
+            sigmas, truth = checked_sigmas(self.keypoint_sigmas), self._truth(iou_type)
+            rows = self.results()
+            _check_rows(rows, truth, len(sigmas))
+            return by_pycocotools.numbers_of(truth, _with_areas(rows, truth), sigmas)
+        return scoring.numbers_once(self._matched(iou_type))
+
+    def _matched(self, iou_type: IouType) -> scoring.Matched:
+        """What was found of what, worked out once for all that is asked of it."""
+        if iou_type not in self._matches:
+            sigmas, truth = checked_sigmas(self.keypoint_sigmas), self._truth(iou_type)
+            detections = self._detections(iou_type, truth, len(sigmas))
+            # Our own rows need no other check, and none that looks at each of them.
+            finite = np.isfinite(detections.scores).all() and np.isfinite(detections.areas).all()
+            if not finite or (iou_type != "segm" and not np.isfinite(detections.shapes).all()):
+                _check_rows(self.results(), truth, len(sigmas))
+            self._matches[iou_type] = scoring.match_all(
+                truth.objects, detections, iou_type, class_names=truth.class_names, sigmas=sigmas
+            )
+        return self._matches[iou_type]
+
+    def _truth(self, iou_type: IouType) -> GroundTruth:
+        if iou_type not in self._truths:
+            points = len(checked_sigmas(self.keypoint_sigmas))
+            self._truths[iou_type] = GroundTruth(self.ground_truth, iou_type, points)
+        return self._truths[iou_type]
 
     def _detections(self, iou_type: IouType, truth: GroundTruth, points: int) -> Detections:
         """All that was found, as arrays, in the order of `results`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -119,6 +120,37 @@ def _data_sets_at_once(matched: Matched, areas: int) -> int:
     most_found = int(np.bincount(found, minlength=classes).max(initial=0))
     of_one = max(most, len(THRESHOLDS) * most_found, len(THRESHOLDS) * len(RECALLS) * classes * areas)
     return max(1, _NUMBERS_AT_ONCE // max(1, of_one))
+
+
+class Counts(NamedTuple):
+    """Of K classes, what is right and wrong among the detections scored so much and more, at an IoU of 0.5."""
+
+    scores: np.ndarray  # float64 [S], ascending
+    right: np.ndarray  # int64 [K, S], objects found
+    wrong: np.ndarray  # int64 [K, S], detections of nothing, or of what was found already
+    objects: np.ndarray  # int64 [K], to be found
+
+
+def counts_of(matched: Matched, scores: np.ndarray) -> Counts:
+    """What precision and recall at each score are made of.
+
+    Args:
+        matched: of all images and K classes.
+        scores: float64 `[S]`, ascending; each is a threshold, and what has it counts.
+    """
+    detections, objects, matches = matched.detections, matched.objects, matched.matches
+    found = np.zeros(len(detections.scores), np.bool_)
+    excused = np.zeros_like(found)
+    found[matches.detections] = matches.found[:, 0, 0]
+    excused[matches.detections] = matches.ignored[:, 0, 0]
+    classes = len(matched.class_names)
+
+    def above(chosen: np.ndarray) -> np.ndarray:
+        of_classes = (np.sort(detections.scores[chosen & (detections.classes == k)]) for k in range(classes))
+        return np.stack([len(own) - np.searchsorted(own, scores, side="left") for own in of_classes])
+
+    to_be_found = objects.classes[~matched.ignored[:, 0]]
+    return Counts(scores, above(found & ~excused), above(~found), np.bincount(to_be_found, minlength=classes))
 
 
 def best_of(detections: Detections, limit: int) -> tuple[np.ndarray, np.ndarray]:
