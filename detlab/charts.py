@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detlab import pages
+from detlab.pages import text
 
 Point = tuple[float, float]
 Axis = tuple[str, Sequence[str] | None, bool]  # name, its choices in order (None: numbers), logarithmic
@@ -12,6 +15,8 @@ Axis = tuple[str, Sequence[str] | None, bool]  # name, its choices in order (Non
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BELOW = 460, 280, 56, 14, 12, 40
 # Of Okabe and Ito's palette (detlab.pictures.COLOURS), those that show on white and on black.
 INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+FAINT = "#888888"  # of the many that stand behind
+_UNIT = (0.0, 1.0)
 
 
 def ink(place: int) -> str:
@@ -49,13 +54,13 @@ def _ticks(span: tuple[float, float]) -> list[float]:
 
 
 def _text(x: float, y: float, said: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(said)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text(said)}</text>'
 
 
 def figure(title: str, drawing: str, legend: Mapping[str, str], *, height: int = HEIGHT, width: int = WIDTH) -> str:
     """A drawing with its title above and its legend (name to colour) below."""
-    names = "".join(f'<li><i style="background:{c}"></i>{html.escape(name)}</li>' for name, c in legend.items())
-    said = html.escape(title)
+    names = "".join(f'<li><i style="background:{c}"></i>{text(name)}</li>' for name, c in legend.items())
+    said = text(title)
     return (
         f'<figure><figcaption>{said}</figcaption><svg viewBox="0 0 {width} {height}" role="img" aria-label="{said}">'
         f"<title>{said}</title>{drawing}</svg>{f'<ul class=legend>{names}</ul>' if names else ''}</figure>"
@@ -93,17 +98,34 @@ def scatter(title: str, series: Mapping[str, Sequence[tuple[float | str, float, 
             right = LEFT + _place(xs[number], spans[0], log) * (WIDTH - LEFT - RIGHT)
             down = HEIGHT - BELOW - _place(y, spans[1], False) * (HEIGHT - TOP - BELOW)
             parts.append(
-                f'<circle cx="{right:.1f}" cy="{down:.1f}" r="5" fill="{ink(place)}"><title>{html.escape(said)}</title></circle>'
+                f'<circle cx="{right:.1f}" cy="{down:.1f}" r="5" fill="{ink(place)}"><title>{text(said)}</title></circle>'
             )
             number += 1
     return figure(title, "".join(parts), {name: ink(i) for i, name in enumerate(series) if len(series) > 1})
 
 
-def curves(title: str, lines: Sequence[tuple[str, str, Sequence[Point]]], x_name: str) -> str:
-    """Lines, each with the series whose colour it has, its name for the pointer, and its points."""
-    names = list(dict.fromkeys(series for series, _, _ in lines))
+def curves(
+    title: str,
+    lines: Sequence[tuple[str, str, Sequence[Point]]],
+    x_name: str,
+    *,
+    faint: str | None = None,
+    unit: bool = False,
+) -> str:
+    """Lines, each with the series whose colour it has, its name for the pointer, and its points.
+
+    Args:
+        title: plain text.
+        lines: at least one, with at least one point.
+        x_name: of the lower axis.
+        faint: a series that is grey and stands behind the others.
+        unit: whether both axes go from 0 to 1; else as far as the points do.
+    """
+    lines = sorted(lines, key=lambda line: line[0] != faint)
+    names = list(dict.fromkeys(series for series, _, _ in lines if series != faint))
+    colours = {name: ink(i) for i, name in enumerate(names)} | ({faint: FAINT} if faint is not None else {})
     points = [point for _, _, each in lines for point in each]
-    spans = _span([x for x, _ in points], False), _span([y for _, y in points], False)
+    spans = (_UNIT, _UNIT) if unit else (_span([x for x, _ in points], False), _span([y for _, y in points], False))
     marks = [(_place(value, spans[0], False), f"{value:g}") for value in _ticks(spans[0])]
     parts = [_frame(spans, marks, x_name)]
     for series, name, each in lines:
@@ -114,11 +136,74 @@ def curves(title: str, lines: Sequence[tuple[str, str, Sequence[Point]]], x_name
             )
             for x, y in each
         ]
-        way, colour = "L".join(f"{x:.1f} {y:.1f}" for x, y in placed), ink(names.index(series))
-        parts.append(f'<path class="line" d="M{way}" stroke="{colour}"><title>{html.escape(name)}</title></path>')
+        way, colour = "L".join(f"{x:.1f} {y:.1f}" for x, y in placed), colours[series]
+        parts.append(f'<path class="line" d="M{way}" stroke="{colour}"><title>{text(name)}</title></path>')
         if len(placed) <= 12:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
-    return figure(title, "".join(parts), {name: ink(i) for i, name in enumerate(names) if len(names) > 1})
+    return figure(title, "".join(parts), colours if len(colours) > 1 else {})
+
+
+def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
+    """Lying bars from 0: a name, a length (0 and more), and what stands at the end of each."""
+    most, line, left, right = max((value for _, value, _ in rows), default=0.0) or 1.0, 26, 90, 60
+    parts = []
+    for place, (name, value, said) in enumerate(rows):
+        y, long = place * line + 4, max(1.0, value / most * (WIDTH - left - right))
+        parts.append(f'<rect x="{left}" y="{y}" width="{long:.1f}" height="{line - 8}" fill="{ink(0)}"/>')
+        parts += [_text(left - 8, y + 13, name, "end"), _text(left + long + 6, y + 13, said, "start")]
+    return figure(title, "".join(parts), {}, height=len(rows) * line + 4)
+
+
+def reliability(title: str, bins: Sequence[Mapping[str, Any]], x_name: str) -> str:
+    """The part that is right (bars, the paler the fewer) over the mean score of each bin; at the dashed line both are equal.
+
+    Args:
+        title: plain text.
+        bins: `from`, `to`, `count`, `score`, `precision`; see `detlab.analysis.calibration`.
+        x_name: of the lower axis.
+    """
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BELOW - y * (HEIGHT - TOP - BELOW)
+
+    parts = [_frame((_UNIT, _UNIT), [(value, f"{value:g}") for value in _ticks(_UNIT)], x_name)]
+    most = max(each["count"] for each in bins)
+    for each in (one for one in bins if one["count"]):
+        part, score, count = each["precision"], each["score"], each["count"]
+        (x0, y), (x1, bottom), (dot, _) = at(each["from"], part), at(each["to"], 0), at(score, 0)
+        said = f"{each['from']:g} to {each['to']:g}: {count} detections, mean score {pages.number(score)}, "
+        parts.append(
+            f"<g><title>{text(said + pages.number(part))} right</title>"
+            f'<rect x="{x0 + 1:.1f}" y="{y:.1f}" width="{x1 - x0 - 2:.1f}" height="{bottom - y:.1f}" fill="{ink(0)}" '
+            f'fill-opacity="{0.3 + 0.6 * math.sqrt(count / most):.2f}"/>'
+            f'<circle cx="{dot:.1f}" cy="{y:.1f}" r="4" fill="{ink(1)}"/>'
+            f"{_text((x0 + x1) / 2, bottom - 5 if bottom - y > 24 else y - 8, str(count))}</g>"
+        )
+    (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
+    parts.append(f'<path class="axis" stroke-dasharray="4 3" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>')
+    return figure(
+        title, "".join(parts), {"part that is right, with the number of detections": ink(0), "mean score": ink(1)}
+    )
+
+
+def distribution(title: str, counts: Sequence[float], edges: Sequence[float], interval: tuple[float, float]) -> str:
+    """Upright bars, an interval below them, and a dashed line at 0, which lies between the first edge and the last."""
+    width, height = 600, 150
+
+    def x(value: float) -> float:
+        return width * (value - edges[0]) / (edges[-1] - edges[0])
+
+    most = max(counts)
+    drawn = "".join(
+        f'<rect x="{x(left):.1f}" y="{120 - 110 * count / most:.1f}" width="{x(right) - x(left):.1f}" '
+        f'height="{110 * count / most:.1f}" fill="{INKS[5]}"/>'
+        for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True)
+    )
+    marks = (
+        f'<path class="axis" stroke-dasharray="4 3" d="M{x(0):.1f} 0V130"/>'
+        f'<path stroke="{INKS[1]}" stroke-width="5" d="M{x(interval[0]):.1f} 126H{x(interval[1]):.1f}"/>'
+    )
+    return figure(title, drawn + marks + _text(x(0), 146, "0"), {}, height=height, width=width)
 
 
 def parallel(title: str, axes: Sequence[str], rows: Sequence[tuple[str, str, Sequence[float | str]]]) -> str:
@@ -145,6 +230,6 @@ def parallel(title: str, axes: Sequence[str], rows: Sequence[tuple[str, str, Seq
     for number, (series, name, _) in enumerate(rows):
         way = "L".join(f"{axis[number][0]:.1f} {axis[number][1]:.1f}" for axis in places)
         colour = ink(names.index(series))
-        drawn.append(f'<path class="line" d="M{way}" stroke="{colour}"><title>{html.escape(name)}</title></path>')
+        drawn.append(f'<path class="line" d="M{way}" stroke="{colour}"><title>{text(name)}</title></path>')
     legend = {name: ink(i) for i, name in enumerate(names) if len(names) > 1}
     return figure(title, "".join(drawn + parts), legend, width=width)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, make_grid
 
 from detlab.engine import Device, predict
 from detlab.storage import replacing
-from detlab.structures import ClassMap, DetectionDataset, Keypoints, Prediction, Sample
+from detlab.structures import ClassMap, DetectionDataset, IouType, Keypoints, Prediction, Sample
 
 Colour = tuple[int, int, int]
 
@@ -32,6 +35,7 @@ def draw(
     *,
     threshold: float,
     shorter_side: int,
+    colours: Sequence[Colour] | None = None,
 ) -> Tensor:
     """Boxes, masks, keypoints, names and scores on a picture; lines and letters grow with it.
 
@@ -43,6 +47,7 @@ def draw(
         keypoints: for the lines between the points; None where nobody knows them.
         threshold: objects with a lower score are left out.
         shorter_side: pixels that small pictures are enlarged to, so that the text can be read.
+        colours: one for each object; by default those of `COLOURS` in turn.
 
     Returns:
         uint8 `[3, H', W']`.
@@ -52,7 +57,10 @@ def draw(
     names = [class_map.name(label) for label in labels]
     if "scores" in objects:
         names = [f"{name} {score:.2f}" for name, score in zip(names, objects["scores"][keep].tolist(), strict=True)]
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(labels))]
+    if colours is None:
+        colours = [COLOURS[i % len(COLOURS)] for i in range(len(labels))]
+    else:
+        colours = [colour for colour, kept in zip(colours, keep.tolist(), strict=True) if kept]
     scale = max(1.0, shorter_side / min(image.shape[-2:]))
     size = [round(side * scale) for side in image.shape[-2:]]
     picture = F.resize(image.as_subclass(Tensor).cpu(), size, antialias=True)
@@ -92,6 +100,47 @@ def _labelled(picture: Tensor, names: Sequence[str], boxes: Tensor, colours: Seq
         pen.rectangle((x0 - unit, y0 - unit, x1 + unit, y1 + unit), fill=colour)
         pen.text(corner, name, fill="black", font=font)
     return F.pil_to_tensor(canvas)
+
+
+def of_rows(
+    rows: Sequence[Mapping[str, Any]], labels: Mapping[Any, int], iou_types: Sequence[IouType]
+) -> dict[str, Any]:
+    """COCO results or annotations of one image as `draw` takes them.
+
+    Args:
+        rows: with `bbox` and `category_id`; results also with `score`.
+        labels: by category id.
+        iou_types: what is drawn beside boxes: masks in compressed run lengths (polygons are left out), keypoints.
+    """
+    boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
+    objects: dict[str, Any] = {
+        "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
+        "labels": torch.tensor([labels[row["category_id"]] for row in rows], dtype=torch.int64),
+    }
+    if all("score" in row for row in rows):
+        objects["scores"] = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
+    if "segm" in iou_types and rows and all(_is_compressed(row["segmentation"]) for row in rows):
+        masks = [coco_mask.decode(row["segmentation"]) for row in rows]
+        objects["masks"] = torch.from_numpy(np.stack(masks))[:, None].float()
+    if "keypoints" in iou_types and rows:
+        points = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
+        objects["keypoints"] = points.reshape(len(rows), -1, 3)
+    return objects
+
+
+def _is_compressed(segmentation: Any) -> bool:
+    """Whether a mask is as a run writes it; polygons are scored, but not drawn."""
+    return isinstance(segmentation, dict) and isinstance(segmentation["counts"], str | bytes)
+
+
+def jpeg(picture: Tensor, *, longer_side: int | None = None) -> bytes:
+    """A picture, uint8 `[3, H, W]`, as a JPEG file for a page; no side longer than `longer_side`."""
+    image = F.to_pil_image(picture)
+    if longer_side is not None:
+        image.thumbnail((longer_side, longer_side))
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85)
+    return file.getvalue()
 
 
 def save(picture: Tensor, path: Path) -> None:

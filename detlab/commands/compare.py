@@ -19,7 +19,7 @@ from detlab.untrusted import printable
 
 if TYPE_CHECKING:
     from detlab.analysis.comparison import Compared
-    from detlab.structures import DetectionDataset, IouType
+    from detlab.structures import ClassMap, DetectionDataset, IouType
 
 PAGE, NUMBERS = "comparison.html", "comparison.json"
 
@@ -255,17 +255,16 @@ def _caption(image: Mapping[str, Any], number: int, comparisons: Mapping[IouType
 
 def _picture(inputs: _Inputs, index: int, image_id: Any, iou_types: Sequence[IouType], threshold: float) -> bytes:
     """A's predictions, B's and the ground truth, beside each other."""
-    import io
-
-    from torchvision.transforms.v2 import functional as F
     from torchvision.utils import make_grid
 
-    from detlab.pictures import draw
+    from detlab.pictures import draw, jpeg, of_rows
 
     assert inputs.dataset is not None
     image, target = inputs.dataset[index]
     predictions = [
-        _prediction([row for row in rows if row["image_id"] == image_id], truth, inputs.dataset, iou_types)
+        of_rows(
+            [row for row in rows if row["image_id"] == image_id], _labels(truth, inputs.dataset.class_map), iou_types
+        )
         for rows, truth in zip(inputs.results, inputs.truths, strict=True)
     ]
     fields = set().union(*predictions)
@@ -274,39 +273,13 @@ def _picture(inputs: _Inputs, index: int, image_id: Any, iou_types: Sequence[Iou
         draw(image, objects, inputs.dataset.class_map, inputs.dataset.keypoints, threshold=threshold, shorter_side=288)
         for objects in (*predictions, truth)
     ]
-    file = io.BytesIO()
-    F.to_pil_image(make_grid(drawn, nrow=3, padding=4, pad_value=255)).save(file, format="JPEG", quality=85)
-    return file.getvalue()
+    return jpeg(make_grid(drawn, nrow=3, padding=4, pad_value=255))
 
 
-def _prediction(
-    rows: Sequence[Mapping[str, Any]], truth: Mapping[str, Any], dataset: DetectionDataset, iou_types: Sequence[IouType]
-) -> dict[str, Any]:
-    """COCO results rows of one image as pictures have them."""
-    import numpy as np
-    import torch
-    from pycocotools import mask as coco_mask
-
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    label = {name: k for k, name in enumerate(dataset.class_map.names, 1)}
-    boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
-    prediction: dict[str, Any] = {
-        "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
-        "labels": torch.tensor([label[names[row["category_id"]]] for row in rows], dtype=torch.int64),
-        "scores": torch.tensor([row["score"] for row in rows], dtype=torch.float32),
-    }
-    if "segm" in iou_types and all(_is_compressed(row["segmentation"]) for row in rows) and rows:
-        masks = [coco_mask.decode(row["segmentation"]) for row in rows]
-        prediction["masks"] = torch.from_numpy(np.stack(masks))[:, None].float()
-    if "keypoints" in iou_types and rows:
-        points = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
-        prediction["keypoints"] = points.reshape(len(rows), -1, 3)
-    return prediction
-
-
-def _is_compressed(segmentation: Any) -> bool:
-    """Whether a mask is as a run writes it; polygons are scored, but not drawn."""
-    return isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
+def _labels(truth: Mapping[str, Any], class_map: ClassMap) -> dict[Any, int]:
+    """Labels by category id; two runs with classes in another order have other ids, but the same names."""
+    labels = {name: label for label, name in enumerate(class_map.names, 1)}
+    return {category["id"]: labels[category["name"]] for category in truth["categories"]}
 
 
 def _content(

@@ -17,6 +17,7 @@ from detlab.untrusted import printable
 TAKEN = ("dataset", "evaluator", "workers", "device", "precision", "keep_freed_memory", "allow", "hydra.searchpath")
 FILES = ("ground_truth.json", "predictions.json", "metrics.json")
 ERROR_FILES = ("errors.json", "label_errors.json")
+ERROR_PAGE = "errors.html"
 
 
 def main(argv: list[str]) -> int:
@@ -35,12 +36,14 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.precision is not None and not arguments.errors:
         raise UserError("--precision: it chooses the thresholds that --errors tells; add --errors.")
-    files = (*FILES, *ERROR_FILES) if arguments.errors else FILES
+    if arguments.no_pictures and not (arguments.errors and arguments.out is not None):
+        raise UserError(f"--no-pictures: belongs to {ERROR_PAGE}; add --errors --out DIR.")
+    files = (*FILES, *ERROR_FILES, ERROR_PAGE) if arguments.errors else FILES
     if arguments.out is not None:
         refuse_existing(arguments.out, files, overwrite=arguments.overwrite)
     # Only now: all this takes seconds, which --help should not.
 
-    from detlab import engine, parts
+    from detlab import engine, parts, storage
     from detlab.allocation import keep_freed_memory
     from detlab.checkpoint import check_keypoints, model_of, operating_of, read
     from detlab.config import build, check, register
@@ -75,6 +78,8 @@ def main(argv: list[str]) -> int:
     stopping = RunStopping(max_steps=None, max_minutes=None)
     metrics = engine.evaluate(model, batches, evaluator, stopping, device=device)
     assert metrics is not None
+    name = getattr(dataset, "name", type(dataset).__name__)
+    said = f"{path}, {arguments.part} of {name}, {len(dataset)} images"
     if arguments.out is not None:
         _write(arguments.out, dataset.ground_truth(), evaluator.results(), metrics)
     findings = None
@@ -84,13 +89,14 @@ def main(argv: list[str]) -> int:
         findings = Findings.of(dataset, evaluator.results(), iou_types, precision=arguments.precision)
         if arguments.out is not None:
             findings.write(*(arguments.out / name for name in ERROR_FILES))
+            drawn = findings.page(said, dataset, evaluator.results(), pictures=not arguments.no_pictures)
+            storage.write_text(arguments.out / ERROR_PAGE, drawn)
     if arguments.json:
         print(
             as_json(metrics) if findings is None else json.dumps({**json.loads(as_json(metrics)), **findings.record()})
         )
         return 0
-    name = getattr(dataset, "name", type(dataset).__name__)
-    print(f"{path}, {arguments.part} of {name}, {len(dataset)} images")
+    print(said)
     for iou_type in iou_types:
         print(f"{iou_type}:")
         print_numbers(iou_type, metrics)
@@ -138,8 +144,10 @@ def _parser() -> argparse.ArgumentParser:
         "--errors",
         action="store_true",
         help="tell the errors of boxes and masks by kind (after TIDE), with the AP50 that mending each would give, and the "
-        f"operating threshold of each class on these images; with --out also in {', '.join(ERROR_FILES)}",
+        f"operating threshold of each class on these images; with --out also in {', '.join(ERROR_FILES)}, and with confusion, "
+        f"curves, calibration and the worst images as a page, {ERROR_PAGE}",
     )
+    parser.add_argument("--no-pictures", action="store_true", help=f"draw no image into {ERROR_PAGE}")
     parser.add_argument(
         "--precision",
         type=part_from_0_to_1,

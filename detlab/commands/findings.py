@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from detlab import storage
+import numpy as np
+
+from detlab import pages, storage
 from detlab.analysis.calibration import calibration_of
 from detlab.analysis.confusion import confusion_of
 from detlab.analysis.curves import curves_of
 from detlab.analysis.errors import MEANING, Errors
+from detlab.analysis.errors_page import MOST_WORST, page
 from detlab.analysis.label_errors import label_errors_of
 from detlab.analysis.matched import Matched
 from detlab.analysis.thresholds import Operating, by_label, given, operating_thresholds
+from detlab.analysis.worst import Believed
 from detlab.structures import DetectionDataset, IouType
 from detlab.untrusted import printable
 from detlab.writer import plain
+
+MOST_REVIEWED = 12  # images with likely label errors that are drawn beside the worst ones
+LONGER_SIDE = 640  # pixels of a picture on the page
+RIGHT, WRONG, NEITHER = (0, 158, 115), (213, 94, 0), (150, 150, 150)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Findings:
         confusion: by type, `classes` and `counts`, see `detlab.analysis.confusion`.
         curves: by type and class, see `detlab.analysis.curves`.
         label_errors: COCO dict for review, by masks where there are any; see `detlab.analysis.label_errors`.
+        worst: `iou_type` (masks where there are any), and `images` as `detlab.analysis.worst` has them.
+        believed: what that was told from; None where nothing but keypoints was scored.
     """
 
     names: tuple[str, ...]
@@ -44,6 +54,8 @@ class Findings:
     confusion: Mapping[str, dict[str, Any]]
     label_errors: dict[str, Any]
     curves: Mapping[str, dict[str, list[float] | None]]
+    worst: dict[str, Any]
+    believed: Believed | None
 
     @classmethod
     def of(
@@ -62,6 +74,7 @@ class Findings:
         ground_truth, errors, thresholds, calibration, confusion = dataset.ground_truth(), {}, {}, {}, {}
         label_errors: dict[str, Any] = {}
         curves = {}
+        believed: Believed | None = None
         for iou_type in iou_types:
             if iou_type != "keypoints":
                 matched = Matched.of(ground_truth, results, iou_type)
@@ -74,8 +87,24 @@ class Findings:
                 calibration[iou_type] = calibration_of(matched)
                 confusion[iou_type] = {"classes": [*names, "background"], "counts": confusion_of(matched, least)}
                 label_errors = label_errors_of(kinds, ground_truth, results, least)
+                believed = Believed.of(kinds, least)
                 thresholds[iou_type] = by_label(found, matched, dataset.class_map)
-        return cls(dataset.class_map.names, errors, thresholds, precision, calibration, confusion, label_errors, curves)
+        worst = {
+            "iou_type": None if believed is None else believed.errors.matched.truth.iou_type,
+            "images": [] if believed is None else believed.worst(),
+        }
+        return cls(
+            dataset.class_map.names,
+            errors,
+            thresholds,
+            precision,
+            calibration,
+            confusion,
+            label_errors,
+            curves,
+            worst,
+            believed,
+        )
 
     def record(self) -> dict[str, Any]:
         """As JSON has it: `errors` by type, and `thresholds` by type and class."""
@@ -90,6 +119,7 @@ class Findings:
             "calibration": plain(self.calibration),
             "confusion": dict(self.confusion),
             "curves": dict(self.curves),
+            "worst": self.worst,
         }
 
     def write(self, record: Path, label_errors: Path) -> None:
@@ -100,6 +130,28 @@ class Findings:
         """
         storage.write_text(record, json.dumps(self.record(), indent=2) + "\n")
         storage.write_text(label_errors, json.dumps(self.label_errors) + "\n")
+
+    def page(self, said: str, dataset: DetectionDataset, results: list[dict[str, Any]], *, pictures: bool) -> str:
+        """All of it as a page that needs nothing else.
+
+        Args:
+            said: what was evaluated on what.
+            dataset: that this was computed from.
+            results: likewise.
+            pictures: whether to draw the worst images, and those with likely label errors.
+
+        Raises:
+            UserError: an image that cannot be read.
+        """
+        worst: dict[Any, list[tuple[str, str]]] = {}
+        reviewed = dict(worst)
+        if pictures and self.believed is not None:
+            first = [one["image_id"] for one in self.worst["images"][:MOST_WORST]]
+            worst = pictures_of(dataset, results, self.believed, first)
+            others = dict.fromkeys(row["image_id"] for row in self.label_errors["annotations"])
+            others = [image_id for image_id in others if image_id not in worst][:MOST_REVIEWED]
+            reviewed = pictures_of(dataset, results, self.believed, others)
+        return page("What the model gets wrong", said, self.record(), self.label_errors, worst, reviewed)
 
     def text(self) -> str:
         """For the terminal."""
@@ -126,3 +178,46 @@ class Findings:
         if self.label_errors:
             lines.append(f"{len(self.label_errors['annotations'])} likely label error(s)")
         return "\n".join(lines)
+
+
+def pictures_of(
+    dataset: DetectionDataset, results: list[dict[str, Any]], believed: Believed, image_ids: Iterable[Any]
+) -> dict[Any, list[tuple[str, str]]]:
+    """Of each image what is believed beside the ground truth: green what is right, red what is wrong, grey what does not count.
+
+    Args:
+        dataset: with the images.
+        results: COCO results rows that were judged.
+        believed: what is right and wrong of them.
+        image_ids: which.
+
+    Returns:
+        By id what each of two pictures shows and its data: URI.
+    """
+    from detlab.pictures import draw, jpeg, of_rows
+
+    matched = believed.errors.matched
+    labels = {category_id: label for label, category_id in enumerate(dataset.class_map.category_ids, start=1)}
+    places = {image["id"]: place for place, image in enumerate(dataset.ground_truth()["images"])}
+    detected = np.select([matched.right, matched.wrong], [0, 1], 2)
+    real = np.select([~matched.counted, believed.found], [2, 0], 1)
+    colours = (RIGHT, WRONG, NEITHER)
+    drawn = {}
+    for image_id in image_ids:
+        image, number = dataset[places[image_id]][0], matched.truth.image_numbers[image_id]
+        d = np.flatnonzero(believed.kept & (matched.detections.images == number))
+        d = d[np.argsort(matched.detections.scores[d], kind="stable")]  # the best lies over the others
+        g = np.flatnonzero(matched.objects.images == number)
+        sides = (
+            ("prediction", [results[row] for row in matched.rows[d].tolist()], detected[d]),
+            ("ground truth", [matched.truth.annotations[row] for row in matched.annotations[g].tolist()], real[g]),
+        )
+        shown = []
+        for said, rows, states in sides:
+            picture = draw(
+                image, of_rows(rows, labels, (matched.truth.iou_type,)), dataset.class_map, None, threshold=0.0,
+                shorter_side=288, colours=[colours[state] for state in states.tolist()],
+            )  # fmt: skip
+            shown.append((said, pages.jpeg_uri(jpeg(picture, longer_side=LONGER_SIDE))))
+        drawn[image_id] = shown
+    return drawn
