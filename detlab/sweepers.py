@@ -97,7 +97,8 @@ class Optuna(_WithLauncher):
         params: dict[str, str] | None = None,
     ) -> None:
         self.n_trials, self.n_jobs, self.n_startup_trials = n_trials, n_jobs, n_startup_trials
-        self.seed, self.direction, self.params = seed, direction, params or {}
+        self.seed, self.params = seed, params or {}
+        self.direction: Literal["maximize", "minimize"] = direction
 
     def sweep(self, arguments: list[str]) -> Any:
         """Do the trials that are left.
