@@ -29,15 +29,17 @@ def number(value: float | None, digits: int = 3, sign: str = "") -> str:
     return ABSENT if value is None or not math.isfinite(value) else f"{value:{sign}.{digits}f}"
 
 
-def page(title: str, parts: Iterable[str], *, scripts: Sequence[str] = ()) -> str:
+def page(title: str, parts: Iterable[str], *, scripts: Sequence[str] = (), beside: bool = False) -> str:
     """A whole page, which loads nothing: its own policy forbids it.
 
     Args:
         title: plain text.
         parts: markup; empty ones are left out.
         scripts: of `SORTING` and `COPYING`, what its parts need; without any, the policy forbids scripts.
+        beside: whether it may show pictures that lie beside it.
     """
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    images = "data: file: 'self'" if beside else "data:"
+    policy = f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'"
     policy += "; script-src 'unsafe-inline'" if scripts else ""
     body = "\n".join([*filter(None, parts), *([f"<script>{''.join(scripts)}</script>"] if scripts else [])])
     return (
@@ -53,19 +55,21 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], *, sortable: bool 
 
     Args:
         head: the columns' names.
-        rows: cells, text or `Html`; what does not fit comes up under the pointer.
+        rows: cells, text or `Html`.
         sortable: by a click on a head; the page then needs `SORTING`.
-        kind: `names` (the first column stays on one line, cut where it is long), `reasons` (the last one is wide).
+        kind: `names` (the first column stays on one line, cut where it is long; under the pointer comes up all of it), `reasons`
+            (the last one is wide).
     """
     kinds = " ".join(filter(None, ("sortable" if sortable else "", kind)))
     numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(head))]
     marks = [' class="n"' if is_number else "" for is_number in numeric]
+    cut = "names" in kind.split()
     names = "".join(
         f'<th scope="col"{mark}>{f"<button>{text(name)}</button>" if sortable else text(name)}</th>'
         for mark, name in zip(marks, head, strict=True)
     )
     body = "".join(
-        f"<tr>{''.join(_cell(mark, cell) for mark, cell in zip(marks, row, strict=True))}</tr>\n" for row in rows
+        f"<tr>{''.join(_cell(mark, cell, cut) for mark, cell in zip(marks, row, strict=True))}</tr>\n" for row in rows
     )
     return Html(
         f'<div class="scroll" tabindex="0"><table class="{kinds}"><thead><tr>{names}</tr></thead>'
@@ -73,8 +77,9 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], *, sortable: bool 
     )
 
 
-def _cell(mark: str, cell: Any) -> str:
-    title = "" if isinstance(cell, Html) or mark else f' title="{text(cell)}"'
+def _cell(mark: str, cell: Any, cut: bool) -> str:
+    """A cell; what may be cut comes up under the pointer."""
+    title = f' title="{text(cell)}"' if cut and not isinstance(cell, Html) else ""
     return f"<td{mark}{title}>{text(cell)}</td>"
 
 

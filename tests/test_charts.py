@@ -27,6 +27,7 @@ def every_chart() -> dict[str, str]:
         "curves": charts.curves(HOSTILE, [(HOSTILE, HOSTILE, [(0, 0), (1, 1)]), ("b", "b", [(0, 1)])], HOSTILE),
         "bars": charts.bars(HOSTILE, [(HOSTILE, 1.0, HOSTILE)]),
         "reliability": charts.reliability(HOSTILE, bins, HOSTILE),
+        "columns": charts.columns(HOSTILE, [1, 2], [0.0, 1.0, 2.0]),
         "distribution": charts.distribution(HOSTILE, [1, 2], [-1.0, 0.0, 1.0], (-0.5, 0.5)),
         "parallel": charts.parallel(HOSTILE, [HOSTILE, "b"], [(HOSTILE, HOSTILE, [HOSTILE, 1.0])]),
     }
@@ -67,3 +68,11 @@ def test_a_reliability_diagram_has_a_bar_for_each_bin_that_holds_something() -> 
     assert bar.findtext("title") == "0.5 to 1: 4 detections, mean score 0.750, 0.250 right"
     (box,) = bar.findall("rect")
     assert float(box.get("height", "")) == pytest.approx(0.25 * (charts.HEIGHT - charts.TOP - charts.BELOW))
+
+
+def test_columns_are_as_tall_as_their_numbers_and_say_where_nothing_was_measured() -> None:
+    chart = drawn(charts.columns("t", [1, 4], [0.0, 0.5, 1.0]))
+    quarter, whole = (float(bar.get("height", "")) for bar in chart.findall("rect"))
+    assert quarter == pytest.approx(whole / 4, abs=0.1)  # places are told to a tenth of a pixel
+    assert [bar.findtext("title") for bar in chart.findall("rect")] == ["0 to 0.5: 1", "0.5 to 1: 4"]
+    assert "t: none" in charts.columns("t", [], [])
