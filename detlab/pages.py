@@ -84,12 +84,12 @@ def _cell(mark: str, cell: Any, cut: bool) -> str:
 
 
 def _is_number(cell: Any) -> bool:
-    """Whether a cell is a number, or says that there is none."""
+    """Whether a cell is a number, a percentage, or says that there is none."""
     if str(cell) in ("", "-", ABSENT):
         return True
     try:
-        float(cell)
-    except (TypeError, ValueError):
+        float(str(cell).removesuffix("%"))
+    except ValueError:
         return False
     return True
 
@@ -150,7 +150,7 @@ table { border-collapse: collapse; }
 th, td { padding: 3px 10px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--faint);
  font-variant-numeric: tabular-nums; overflow-wrap: break-word; max-width: 30em; }
 .n { text-align: right; white-space: nowrap; }
-thead th { white-space: normal; vertical-align: bottom; }
+thead th, thead .n { white-space: normal; vertical-align: bottom; }
 .names td, .names th { white-space: nowrap; }
 .names td:first-child { max-width: 15em; overflow: hidden; text-overflow: ellipsis; }
 .names td:last-child { white-space: normal; max-width: none; }
@@ -166,10 +166,10 @@ th[aria-sort=descending] button::after { content: " \\25bc"; }
 figure { margin: 1em 0 1.8em; break-inside: avoid; }
 figure > figcaption:first-child { font-weight: bold; }
 .pictures { display: flex; flex-wrap: wrap; gap: 6px; align-items: flex-start; }
-.pictures img { flex: 0 1 auto; max-width: min(100%, 640px); }
+.pictures img { flex: 0 1 auto; }
 .pictures img:not(:only-child) { max-width: calc(50% - 3px); }
-.halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); gap: 0 2em; align-items: start; }
-svg { width: 100%; height: auto; }
+.halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 0 2em; align-items: start; }
+svg { display: block; width: 100%; height: auto; }
 .wide figure { min-width: 560px; max-width: 820px; }
 svg text { font-size: 12px; fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .grid { stroke: var(--faint); } .axis { stroke: var(--ink); } .line { fill: none; stroke-width: 1.6; opacity: .8; }

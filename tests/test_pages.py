@@ -41,7 +41,7 @@ def test_a_page_forbids_itself_to_load_anything_and_scripts_where_it_has_none() 
 
 
 def test_columns_of_numbers_stand_to_the_right_and_what_is_absent_is_one() -> None:
-    shown = table(["a", "b"], [["x", "0.5"], ["1", pages.ABSENT]])
+    shown = table(["a", "b"], [["x", "0.5"], ["1", pages.ABSENT], ["2", "5%"]])
     assert '<th scope="col">a</th><th scope="col" class="n">b</th>' in shown
     assert '<td class="n">0.5</td>' in shown
     assert "<td>1</td>" in shown
