@@ -186,6 +186,35 @@ def reliability(title: str, bins: Sequence[Mapping[str, Any]], x_name: str) -> s
     )
 
 
+def columns(title: str, counts: Sequence[int], edges: Sequence[float], *, whole: bool = False) -> str:
+    """Upright bars; a bar's own numbers come up under the pointer.
+
+    Args:
+        title: what was measured.
+        counts: how many of it lie between each two edges; none where nothing was measured.
+        edges: one more than counts.
+        whole: whether these are whole numbers, which stand below their bars and not between them.
+    """
+    if not counts:
+        return f"<figure><figcaption>{text(title)}: none</figcaption></figure>"
+    width, height, left = 400, 150, 20
+    said = [f"{edge:.0f}" if edge >= 100 else f"{edge:.3g}" for edge in edges]
+    step, tallest = (width - 2 * left) / len(counts), max(counts) or 1
+    marks = []
+    for place, count in enumerate(counts):
+        tall = count / tallest * (height - 16)
+        marks.append(
+            f'<rect x="{left + place * step:.1f}" y="{height - tall:.1f}" width="{max(1.0, step - 1):.1f}" '
+            f'height="{tall:.1f}" fill="{ink(0)}"><title>{said[place]} to {said[place + 1]}: {count}</title></rect>'
+        )
+        if count == tallest:
+            marks.append(_text(left + (place + 0.5) * step, height - tall - 3, str(count)))
+    labels = said[:-1] if whole else said
+    for place in range(0, len(labels), -(-len(labels) // 9)):
+        marks.append(_text(left + (place + 0.5 * whole) * step, height + 15, labels[place]))
+    return figure(title, "".join(marks), {}, height=height + 22, width=width)
+
+
 def distribution(title: str, counts: Sequence[float], edges: Sequence[float], interval: tuple[float, float]) -> str:
     """Upright bars, an interval below them, and a dashed line at 0, which lies between the first edge and the last."""
     width, height = 600, 150

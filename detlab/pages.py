@@ -29,15 +29,17 @@ def number(value: float | None, digits: int = 3, sign: str = "") -> str:
     return ABSENT if value is None or not math.isfinite(value) else f"{value:{sign}.{digits}f}"
 
 
-def page(title: str, parts: Iterable[str], *, scripts: Sequence[str] = ()) -> str:
+def page(title: str, parts: Iterable[str], *, scripts: Sequence[str] = (), beside: bool = False) -> str:
     """A whole page, which loads nothing: its own policy forbids it.
 
     Args:
         title: plain text.
         parts: markup; empty ones are left out.
         scripts: of `SORTING` and `COPYING`, what its parts need; without any, the policy forbids scripts.
+        beside: whether it may show pictures that lie beside it.
     """
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    images = "data: file: 'self'" if beside else "data:"
+    policy = f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'"
     policy += "; script-src 'unsafe-inline'" if scripts else ""
     body = "\n".join([*filter(None, parts), *([f"<script>{''.join(scripts)}</script>"] if scripts else [])])
     return (
@@ -53,19 +55,21 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], *, sortable: bool 
 
     Args:
         head: the columns' names.
-        rows: cells, text or `Html`; what does not fit comes up under the pointer.
+        rows: cells, text or `Html`.
         sortable: by a click on a head; the page then needs `SORTING`.
-        kind: `names` (the first column stays on one line, cut where it is long), `reasons` (the last one is wide).
+        kind: `names` (the first column stays on one line, cut where it is long; under the pointer comes up all of it), `reasons`
+            (the last one is wide).
     """
     kinds = " ".join(filter(None, ("sortable" if sortable else "", kind)))
     numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(head))]
     marks = [' class="n"' if is_number else "" for is_number in numeric]
+    cut = "names" in kind.split()
     names = "".join(
         f'<th scope="col"{mark}>{f"<button>{text(name)}</button>" if sortable else text(name)}</th>'
         for mark, name in zip(marks, head, strict=True)
     )
     body = "".join(
-        f"<tr>{''.join(_cell(mark, cell) for mark, cell in zip(marks, row, strict=True))}</tr>\n" for row in rows
+        f"<tr>{''.join(_cell(mark, cell, cut) for mark, cell in zip(marks, row, strict=True))}</tr>\n" for row in rows
     )
     return Html(
         f'<div class="scroll" tabindex="0"><table class="{kinds}"><thead><tr>{names}</tr></thead>'
@@ -73,18 +77,19 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], *, sortable: bool 
     )
 
 
-def _cell(mark: str, cell: Any) -> str:
-    title = "" if isinstance(cell, Html) or mark else f' title="{text(cell)}"'
+def _cell(mark: str, cell: Any, cut: bool) -> str:
+    """A cell; what may be cut comes up under the pointer."""
+    title = f' title="{text(cell)}"' if cut and not isinstance(cell, Html) else ""
     return f"<td{mark}{title}>{text(cell)}</td>"
 
 
 def _is_number(cell: Any) -> bool:
-    """Whether a cell is a number, or says that there is none."""
+    """Whether a cell is a number, a percentage, or says that there is none."""
     if str(cell) in ("", "-", ABSENT):
         return True
     try:
-        float(cell)
-    except (TypeError, ValueError):
+        float(str(cell).removesuffix("%"))
+    except ValueError:
         return False
     return True
 
@@ -145,7 +150,7 @@ table { border-collapse: collapse; }
 th, td { padding: 3px 10px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--faint);
  font-variant-numeric: tabular-nums; overflow-wrap: break-word; max-width: 30em; }
 .n { text-align: right; white-space: nowrap; }
-thead th { white-space: normal; vertical-align: bottom; }
+thead th, thead .n { white-space: normal; vertical-align: bottom; }
 .names td, .names th { white-space: nowrap; }
 .names td:first-child { max-width: 15em; overflow: hidden; text-overflow: ellipsis; }
 .names td:last-child { white-space: normal; max-width: none; }
@@ -161,10 +166,10 @@ th[aria-sort=descending] button::after { content: " \\25bc"; }
 figure { margin: 1em 0 1.8em; break-inside: avoid; }
 figure > figcaption:first-child { font-weight: bold; }
 .pictures { display: flex; flex-wrap: wrap; gap: 6px; align-items: flex-start; }
-.pictures img { flex: 0 1 auto; max-width: min(100%, 640px); }
+.pictures img { flex: 0 1 auto; }
 .pictures img:not(:only-child) { max-width: calc(50% - 3px); }
-.halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); gap: 0 2em; align-items: start; }
-svg { width: 100%; height: auto; }
+.halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 0 2em; align-items: start; }
+svg { display: block; width: 100%; height: auto; }
 .wide figure { min-width: 560px; max-width: 820px; }
 svg text { font-size: 12px; fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .grid { stroke: var(--faint); } .axis { stroke: var(--ink); } .line { fill: none; stroke-width: 1.6; opacity: .8; }

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, make_grid
 
 from detlab.engine import Device, predict
+from detlab.masks import decode
 from detlab.storage import replacing
 from detlab.structures import ClassMap, DetectionDataset, IouType, Keypoints, Prediction, Sample
 
@@ -120,8 +119,8 @@ def of_rows(
     if all("score" in row for row in rows):
         objects["scores"] = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
     if "segm" in iou_types and rows and all(_is_compressed(row["segmentation"]) for row in rows):
-        masks = [coco_mask.decode(row["segmentation"]) for row in rows]
-        objects["masks"] = torch.from_numpy(np.stack(masks))[:, None].float()
+        masks = [row["segmentation"] for row in rows]
+        objects["masks"] = decode(masks, *masks[0]["size"])[:, None]
     if "keypoints" in iou_types and rows:
         points = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
         objects["keypoints"] = points.reshape(len(rows), -1, 3)

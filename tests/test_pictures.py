@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as rle
 
-from detlab.pictures import COLOURS, comparison, draw, save
+from detlab.pictures import COLOURS, comparison, draw, jpeg, of_rows, save
 from detlab.structures import PERSON, ClassMap, Keypoints
 
 CLASSES = ClassMap(("person",))
@@ -138,3 +140,31 @@ def test_a_picture_is_saved_in_the_format_of_its_name(tmp_path: Path) -> None:
             assert image.format == kind
         assert np.abs(pixels.astype(int) - picture.permute(1, 2, 0).numpy()).mean() < (0.1 if kind == "PNG" else 8)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_rows_of_coco_files_are_drawn_as_objects_each_in_its_own_colour() -> None:
+    mask = np.zeros((40, 60), np.uint8, order="F")
+    mask[15:35, 10:30] = 1
+    row = {"category_id": 7, "bbox": [10, 15, 20, 20], "segmentation": rle.encode(mask)}
+    found = of_rows([row], {7: 1}, ("segm",))
+    assert "scores" not in found
+    assert found["boxes"].tolist() == [[10, 15, 30, 35]]
+    assert found["masks"][0, 0].sum() == 400
+    picture = draw(GREY, found, CLASSES, None, threshold=0.5, shorter_side=40, colours=[(1, 2, 3)])
+    assert picture[:, 33, 10].tolist() == [1, 2, 3]
+    # Polygons, and what is not asked for, are left out; nothing found is no fault.
+    assert "masks" not in of_rows([{**row, "segmentation": [[1, 1, 9, 1, 9, 9]]}], {7: 1}, ("segm",))
+    assert "masks" not in of_rows([row], {7: 1}, ("bbox",))
+    assert of_rows([], {}, ("segm",))["boxes"].shape == (0, 4)
+
+
+def test_colours_stay_with_their_objects_where_others_are_left_out() -> None:
+    both = {key: torch.cat([value, value]) for key, value in objects(0.9).items()}
+    both["scores"][0] = 0.1
+    picture = draw(GREY, both, CLASSES, None, threshold=0.5, shorter_side=40, colours=[(9, 9, 9), (1, 2, 3)])
+    assert picture[:, 33, 10].tolist() == [1, 2, 3]
+
+
+def test_a_jpeg_for_a_page_has_no_side_that_is_too_long() -> None:
+    with Image.open(io.BytesIO(jpeg(torch.zeros(3, 40, 80, dtype=torch.uint8), longer_side=20))) as opened:
+        assert (opened.format, opened.size) == ("JPEG", (20, 10))

@@ -200,7 +200,8 @@ def _label_errors(told: Mapping[str, Any], drawn: Pictures, anchors: Mapping[Any
         )
     count = len(told["annotations"])
     note = f"{count} in all{f', here the first {MOST_ROWS}' if count > MOST_ROWS else ''}; label_errors.json holds them for a "
-    note += "labelling tool. Confident detections where nothing is annotated come first, then objects that no detection of any class and score found."
+    note += "labelling tool. Confident detections where nothing is annotated come first, then objects that no detection of any "
+    note += "class and score found."
     captions = {image_id: _name(images[image_id]) for image_id in drawn}
     shown = f"<h3>Their images, where they are not among the worst</h3>{_KEY}{_figures(captions, drawn, anchors)}"
     return (

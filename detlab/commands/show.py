@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import html
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detlab import charts, pages
 from detlab.commands.output import new_folder, refuse_existing
 from detlab.errors import UserError
+from detlab.pages import text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -238,13 +239,8 @@ class _Table:
 
     def html(self) -> str:
         """The same, with its title."""
-        rows = "".join(_row("td", row) for row in self.rows)
-        more = f"<p>{html.escape(self.more)}</p>" if self.more else ""
-        return f"<h2>{html.escape(self.title)}</h2><table>{_row('th', self.head)}{rows}</table>{more}"
-
-
-def _row(kind: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>\n"
+        more = f"<p>{text(self.more)}</p>" if self.more else ""
+        return f"<h2>{text(self.title)}</h2>{pages.table(self.head, self.rows)}{more}"
 
 
 @dataclass(frozen=True)
@@ -311,18 +307,18 @@ class _Findings:
             _chart("objects per image", numbers.objects_per_image, whole=True),
         ]
         body = [
-            f"<h1>{html.escape(self.title)}</h1>",
-            *(f"<p>{html.escape(line)}</p>" for line in self.summary),
+            f"<h1>{text(self.title)}</h1>",
+            *(f"<p>{text(line)}</p>" for line in self.summary),
             f'<a href="{SAMPLES}"><img src="{SAMPLES}" alt="samples, augmented and resized"></a>',
             self.classes.html(),
             self.shapes.html(),
             f'<div class="charts">{"".join(charts)}</div>',
             self.sizes.html(),
             self.anchors.html() if self.anchors is not None else "<h2>anchors</h2>",
-            *(f"<p>{html.escape(line)}</p>" for line in self.advice),
-            f"<pre>{html.escape(self.overrides)}</pre>" if self.overrides else "",
+            *(f"<p>{text(line)}</p>" for line in self.advice),
+            f"<pre>{text(self.overrides)}</pre>" if self.overrides else "",
         ]
-        return _PAGE.format(title=html.escape(self.title), body="\n".join(body))
+        return pages.page(self.title, body, beside=True)
 
 
 def _summary(numbers: Statistics, objects: Objects, transform: GeneralizedRCNNTransform | None) -> list[str]:
@@ -458,61 +454,5 @@ def _listed(levels: Sequence[Sequence[float]]) -> str:
 
 
 def _chart(title: str, spread: Distribution, *, whole: bool = False) -> str:
-    """Bars, as SVG; a bar's own numbers come up under the pointer.
-
-    Args:
-        title: what was measured.
-        spread: of it.
-        whole: whether these are whole numbers, which stand below their bars and not between them.
-    """
-    width, height, left = 400, 150, 20
-    counts, edges = spread.counts.tolist(), [f"{edge:.0f}" if edge >= 100 else f"{edge:.3g}" for edge in spread.edges]
-    if not counts:
-        return f"<figure><figcaption>{html.escape(title)}: none</figcaption></figure>"
-    step, tallest = (width - 2 * left) / len(counts), max(counts)
-    marks = []
-    for place, count in enumerate(counts):
-        tall = count / tallest * (height - 16)
-        marks.append(
-            f'<rect x="{left + place * step:.1f}" y="{height - tall:.1f}" width="{max(1.0, step - 1):.1f}" '
-            f'height="{tall:.1f}"><title>{edges[place]} to {edges[place + 1]}: {count}</title></rect>'
-        )
-        if count == tallest:
-            marks.append(f'<text x="{left + (place + 0.5) * step:.1f}" y="{height - tall - 3:.1f}">{count}</text>')
-    labels = edges[:-1] if whole else edges
-    every = -(-len(labels) // 9)
-    for place in range(0, len(labels), every):
-        middle = left + (place + 0.5 * whole) * step
-        marks.append(f'<text x="{middle:.1f}" y="{height + 15}">{labels[place]}</text>')
-    return (
-        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 {width} {height + 22}" role="img" '
-        f'aria-label="{html.escape(title)}">{"".join(marks)}</svg></figure>'
-    )
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 1100px; margin: 2em auto; }}
-h1 {{ font-size: 1.4em; }}
-h2 {{ font-size: 1.1em; margin-top: 2em; }}
-img {{ max-width: 100%; border: 1px solid #ccc; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: 2px 12px; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }}
-th:first-child, td:first-child {{ text-align: left; }}
-.charts {{ display: flex; flex-wrap: wrap; gap: 1em 2em; margin-top: 1em; }}
-figure {{ margin: 0; width: 330px; }}
-svg {{ width: 100%; }}
-rect {{ fill: #0072b2; }}
-svg text {{ font-size: 11px; text-anchor: middle; fill: #555; }}
-pre {{ background: #f3f3f3; padding: 1em; white-space: pre-wrap; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    """A distribution as upright bars; `whole`: of whole numbers, which stand below their bars and not between them."""
+    return charts.columns(title, spread.counts.tolist(), spread.edges.tolist(), whole=whole)

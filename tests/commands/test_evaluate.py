@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import runs
 import torch
 from conftest import lines_of, write_pennfudan
+from PIL import Image
 
 from detlab import cli
 
@@ -136,6 +139,98 @@ def test_the_errors_are_told_by_kind_and_written_beside_what_was_scored(
     assert refused(capsys, str(seeing), "--errors", "--out", str(out))[0].startswith(f"--out: {out} holds ")
 
 
+def hostile_photographs(folder: Path) -> Path:
+    """Photographs with markup in their names, in each of which an object is annotated that the model does not see."""
+    root = write_pennfudan(folder, 6)
+    for image in sorted((root / "PNGImages").iterdir()):
+        name = f"<img src=x onerror='alert(1)'>{image.stem}"
+        image.rename(image.with_name(f"{name}.png"))
+        mask = root / "PedMasks" / f"{image.stem}_mask.png"
+        pixels = Image.open(mask).convert("L")
+        pixels.paste(9, (2, 50, 20, 58))
+        pixels.save(mask.with_name(f"{name}_mask.png"))
+        mask.unlink()
+    return root
+
+
+def test_the_page_of_errors_has_what_the_json_has_and_pictures_and_needs_nothing_else(
+    seeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = hostile_photographs(tmp_path / "data"), tmp_path / "out"
+    told = numbers(capsys, "evaluate", str(seeing), f"dataset.root={root}", "--errors", "--out", str(out))
+    page = (out / "errors.html").read_text()
+    for iou_type in ("bbox", "segm"):
+        for kind, one in told["errors"][iou_type]["kinds"].items():
+            cells = "".join(
+                f'<td class="n">{value}</td>' for value in (one["count"], *_three(one["AP50"], one["gain"]))
+            )
+            assert re.search(rf"<td>{kind}<br><small>[^<]+</small></td>{re.escape(cells)}", page)
+        threshold = told["thresholds"][iou_type]["pedestrian"]
+        ap50 = sum(told["curves"][iou_type]["pedestrian"]) / 101
+        cells = _three(ap50, *(threshold[key] for key in ("threshold", "precision", "recall", "f1")))
+        assert ">pedestrian</td>" + "".join(f'<td class="n">{value}</td>' for value in cells) in page
+        (error,) = _three(told["calibration"][iou_type]["error"])
+        assert f"calibration error of the scores is {error}" in page
+    shown = re.findall(r'rgb\(0 114 178 / \d+%\)">(\d+)<', page)
+    matrices = [told["confusion"][iou_type]["counts"] for iou_type in ("bbox", "segm")]
+    assert [int(count) for count in shown] == [n for (row, rest) in matrices for n in (*row, rest[0])]
+    # One object more in each of 4 images: the worst, and in all of them it was never found.
+    assert [one["errors"] for one in told["worst"]["images"]] == [1, 1, 1, 1]
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert page.count("1 not found</figcaption>") == 4
+    for link in re.findall('href="#([^"]+)"', page):
+        assert page.count(f'id="{link}"') == 1
+    assert len(re.findall("href=", page)) == page.count("annotated, but never found</td>") == 4
+    assert not re.search(r"https?://|<link|@import|src=\"(?!data:)", page)
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=&#x27;alert(1)&#x27;&gt;Ped0000" in page
+
+
+def _three(*values: float) -> list[str]:
+    return [f"{value:.3f}" for value in values]
+
+
+def test_the_page_of_errors_can_do_without_pictures(
+    seeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = hostile_photographs(tmp_path / "data"), tmp_path / "out"
+    arguments = [str(seeing), f"dataset.root={root}", "--errors", "--no-pictures", "--out", str(out)]
+    assert cli.main(["evaluate", *arguments]) == 0
+    page = (out / "errors.html").read_text()
+    assert "<img" not in page
+    assert "href=" not in page
+    assert page.count("1 not found</td>") == 4
+    (line,) = refused(capsys, str(seeing), "--no-pictures")
+    assert line == "--no-pictures: belongs to errors.html; add --errors --out DIR."
+
+
+def test_a_model_without_errors_above_its_thresholds_gets_a_page_that_says_so(
+    seeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", str(seeing), "--errors", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "errors.html").read_text()
+    assert "<h2>The worst images</h2>" not in page
+    assert "<h2>Likely label errors</h2><p>None.</p>" in page
+
+
+@pytest.mark.slow
+def test_chromium_shows_the_page_of_errors_without_an_error(
+    seeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    root = hostile_photographs(tmp_path / "data")
+    assert cli.main(["evaluate", str(seeing), f"dataset.root={root}", "--errors", "--out", str(tmp_path / "out")]) == 0
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=390,900",
+        f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/out/errors.html",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('src="data:image/jpeg') == 8
+
+
 def test_the_part_and_values_of_the_data_set_can_be_others(seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argument, said in (
         ("--part=train", "train of Penn-Fudan pedestrians, 2 images"),
@@ -174,8 +269,6 @@ def test_the_files_in_out_are_what_was_scored_and_score_gives_the_same_numbers(
     seeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # One object more in one mask than the model sees: no number is 0 or 1 by chance.
-    from PIL import Image
-
     root = write_pennfudan(tmp_path / "data", 6)
     for mask in (root / "PedMasks").iterdir():
         pixels = Image.open(mask).convert("L")
