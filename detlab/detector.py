@@ -81,6 +81,11 @@ class Detector:
         prediction = predict(self.model, [image], self.device)[0]
         return self.believed(prediction, self.threshold)
 
+    def named(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """A prediction as plain values, an object after the other: `name`, `score`, `box` (xyxy in pixels of the image)."""
+        rows = zip(*(prediction[field].tolist() for field in ("labels", "scores", "boxes")), strict=True)
+        return [{"name": self.class_map.name(label), "score": score, "box": box} for label, score, box in rows]
+
     def believed(self, prediction: Prediction, threshold: Threshold) -> Prediction:
         """What of a prediction has the score that is asked for, as copies on the CPU; see `threshold` above."""
         scores = prediction["scores"]

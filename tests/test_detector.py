@@ -112,6 +112,13 @@ def test_a_picture_that_lies_turned_is_predicted_as_it_is_seen(detector: Detecto
         assert detector(image)[0]["boxes"].tolist() == BOXES
 
 
+def test_a_prediction_can_be_told_with_the_names_of_its_classes(detector: Detector) -> None:
+    first, second, nothing = detector.named(detector(PIXELS)[0])
+    assert (first["name"], first["box"]) == ("pedestrian", BOXES[0])
+    assert [each["score"] for each in (first, second, nothing)] == pytest.approx([0.9, 0.8, 0.2])
+    assert detector.named(detlab.load(detector.path, threshold=1)(PIXELS)[0]) == []
+
+
 def test_the_threshold_leaves_out_lower_scores_in_all_fields(run: Path) -> None:
     for threshold, count in ((None, 3), (0, 3), (0.5, 2), (0.85, 1), (1, 0)):
         (prediction,) = detlab.load(run, threshold=threshold)(PIXELS)

@@ -98,8 +98,6 @@ def _traceable(model: nn.Module) -> nn.Module:
 def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
     """A detector as an ONNX model, by torch's TorchScript exporter.
 
-    torch's newer exporter stops at torchvision's detectors, whose sizes depend on what is found in the image.
-
     Args:
         model: torchvision's contract, with `iou_types`, in evaluation mode.
 
