@@ -114,7 +114,8 @@ class Detector:
             raise UserError(
                 f"size: {least},{longest} is not allowed; give the shorter side, 1 or more, then the longer one."
             )
-        transform.min_size, transform.max_size = (least,), longest
+        transform.min_size = (least,)  # pyright: ignore[reportAttributeAccessIssue]  # declared as one, kept as several
+        transform.max_size = longest
 
     def named(self, prediction: Prediction) -> list[dict[str, Any]]:
         """A prediction as plain values, an object after the other: `name`, `score`, `box` (xyxy in pixels of the image)."""

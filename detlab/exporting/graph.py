@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx.operators import shape_as_tensor
 from torchvision.models.detection import anchor_utils
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -35,7 +36,7 @@ class _TracedTransform(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """See torchvision's; in evaluation only."""
-        sides = torch.onnx.operators.shape_as_tensor(image)[-2:]
+        sides = shape_as_tensor(image)[-2:]
         if self.fixed_size is not None:
             wanted = torch.tensor([self.fixed_size[1], self.fixed_size[0]])
         else:
@@ -88,7 +89,7 @@ def _traceable(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).cpu().eval()
     for module in model.modules():
         if isinstance(module, AnchorGenerator):
-            module.__class__ = anchor_utils.AnchorGenerator
+            module.__class__ = anchor_utils.AnchorGenerator  # pyright: ignore[reportAttributeAccessIssue]
         elif isinstance(module, GeneralizedRCNNTransform):
             module.__class__ = _TracedTransform
     return model
@@ -124,7 +125,7 @@ def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
             torch.onnx.export(
                 _OneImage(traced, fields),
                 (image,),
-                file,
+                file,  # pyright: ignore[reportArgumentType]
                 input_names=[INPUT],
                 output_names=list(fields),
                 dynamic_axes={INPUT: {1: "height", 2: "width"}, **{field: {0: "objects"} for field in fields}},

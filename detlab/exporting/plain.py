@@ -78,8 +78,7 @@ def script_of(detector: Detector, config: DictConfig) -> str:
     Raises:
         UserError: a part of the model that is not torchvision's.
     """
-    node = OmegaConf.to_container(config.model)
-    assert isinstance(node, dict)
+    node: Any = OmegaConf.to_container(config.model)
     target, count = node["_target_"], len(detector.class_map) + 1
     points = len(detector.keypoints.names) if detector.keypoints is not None else None
     if target == _RCNN:
