@@ -18,6 +18,7 @@ from detlab.config import first_line, rule_fault
 from detlab.data.images import UNREADABLE, read_image, to_rgb
 from detlab.engine import Device, predict, select_device
 from detlab.errors import UserError
+from detlab.models.anchors import resize_of, shorter_sides
 from detlab.structures import ClassMap, IouType, Keypoints, Prediction
 
 # A file's path; a PIL image of any mode; uint8 [H, W, 3] in RGB; [3, H, W], uint8 or float in 0..1.
@@ -78,8 +79,48 @@ class Detector:
         return [self._detect(as_image(image, f"image {i}")) for i, image in enumerate(several)]
 
     def _detect(self, image: Tensor) -> Prediction:
-        prediction = predict(self.model, [image], self.device)[0]
-        return self.believed(prediction, self.threshold)
+        return self.together([image])[0]
+
+    def together(self, images: Sequence[Tensor]) -> list[Prediction]:
+        """Detect on images of one size in one batch, where none is padded for another: as one by one, but for rounding.
+
+        Args:
+            images: uint8 `[3, H, W]` each.
+
+        Raises:
+            ValueError: images of several sizes.
+        """
+        if len({image.shape for image in images}) > 1:
+            raise ValueError("images of several sizes in one batch change each other's scores")
+        found = predict(self.model, images, self.device)
+        return [self.believed(prediction, self.threshold) for prediction in found]
+
+    def resize_to(self, least: int, most: int | None) -> None:
+        """Let images be resized to other sides than the model learnt with, in pixels.
+
+        Args:
+            least: the shorter side.
+            most: what the longer side may not exceed; None: as many times the shorter one as before.
+
+        Raises:
+            UserError: a model that resizes to one fixed size, or in a way of its own; a longer side below the shorter one.
+        """
+        transform = resize_of(self.model)
+        if transform is None or transform.fixed_size is not None:
+            how = "in a way of its own" if transform is None or transform.fixed_size is None else "to one fixed size"
+            raise UserError(f"size: {self.path}: its model resizes images {how}; leave it out.")
+        longest = round(transform.max_size * least / shorter_sides(transform)[-1]) if most is None else most
+        if not 1 <= least <= longest:
+            raise UserError(
+                f"size: {least},{longest} is not allowed; give the shorter side, 1 or more, then the longer one."
+            )
+        transform.min_size = (least,)  # pyright: ignore[reportAttributeAccessIssue]  # declared as one, kept as several
+        transform.max_size = longest
+
+    def named(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """A prediction as plain values, an object after the other: `name`, `score`, `box` (xyxy in pixels of the image)."""
+        rows = zip(*(prediction[field].tolist() for field in ("labels", "scores", "boxes")), strict=True)
+        return [{"name": self.class_map.name(label), "score": score, "box": box} for label, score, box in rows]
 
     def believed(self, prediction: Prediction, threshold: Threshold) -> Prediction:
         """What of a prediction has the score that is asked for, as copies on the CPU; see `threshold` above."""

@@ -92,3 +92,11 @@ def texts_of(path: Path) -> list[str]:
     if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
         raise ValueError("no list of texts")
     return content
+
+
+def csv_cell(value: Any) -> str:
+    """A value for a CSV, None as nothing. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else repr(value)
+    return f"'{text}" if isinstance(value, str) and text[:1] in tuple("=+-@\t\r") else text

@@ -77,6 +77,42 @@ def mask_rcnn(base: Path) -> Path:
 
 
 @functools.cache
+def untrained(base: Path, name: str, *overrides: str) -> Path:
+    """A checkpoint `NAME.pt` like a run's best one, of a detector that nobody trained, but whose heads tell regions apart."""
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from detlab import storage
+    from detlab.checkpoint import Origin
+    from detlab.config import CONF, build, register
+    from detlab.models.weights import settle
+    from detlab.structures import PERSON, ClassMap
+
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(overrides))
+    settle(cfg.model)
+    cfg.name = name  # Hydra knows none, where there is no command line
+    classes = ClassMap(("dog", "cat"), (3, 7))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(cfg.model, group="model", num_classes=3, num_keypoints=len(PERSON))
+        for key, parameter in model.named_parameters():
+            if key.endswith(".weight") and any(
+                head in key for head in ("predictor", "cls_logits", "bbox_pred", "conv_fcn")
+            ):
+                torch.nn.init.normal_(parameter, std=2 * parameter.detach()[0].numel() ** -0.5)
+            elif key.endswith("cls_logits.bias"):
+                torch.nn.init.zeros_(parameter)  # RetinaNet's begins where no score is above 0.01
+    figures = {"precision": [0.9, None], "recall": [0.8, None], "f1": [0.85, None]}
+    operating = {"iou_type": "bbox", "by": "f1", "thresholds": [0.4, None], **figures}
+    origin = Origin(cfg, list(overrides), {}, classes, PERSON, {}, {})
+    path = base / f"{name}.pt"
+    storage.save({**origin.record(), "model": model.state_dict(), "operating": operating}, path)
+    return path
+
+
+@functools.cache
 def bright(base: Path) -> Path:
     """The folder of a run of the model that sees, `Bright` in ../bright_model.py, on ../PennFudanPed: 6 images, of them 4 in `val`.
 

@@ -112,6 +112,13 @@ def test_a_picture_that_lies_turned_is_predicted_as_it_is_seen(detector: Detecto
         assert detector(image)[0]["boxes"].tolist() == BOXES
 
 
+def test_a_prediction_can_be_told_with_the_names_of_its_classes(detector: Detector) -> None:
+    first, second, nothing = detector.named(detector(PIXELS)[0])
+    assert (first["name"], first["box"]) == ("pedestrian", BOXES[0])
+    assert [each["score"] for each in (first, second, nothing)] == pytest.approx([0.9, 0.8, 0.2])
+    assert detector.named(detlab.load(detector.path, threshold=1)(PIXELS)[0]) == []
+
+
 def test_the_threshold_leaves_out_lower_scores_in_all_fields(run: Path) -> None:
     for threshold, count in ((None, 3), (0, 3), (0.5, 2), (0.85, 1), (1, 0)):
         (prediction,) = detlab.load(run, threshold=threshold)(PIXELS)
@@ -226,3 +233,17 @@ def test_a_real_model_predicts_as_in_its_runs_evaluation(tmp_path_factory: pytes
 def test_importing_detlab_imports_no_torch() -> None:
     code = "import sys, detlab; detlab.load; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_sides_that_contradict_each_other_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    small = ("image_size.min=72", "image_size.max=96", "model.enlarge_to=null", "model.box_roi_pool.output_size=2")
+    detector = detlab.load(runs.untrained(tmp_path_factory.getbasetemp(), "small", "model=mobilenet", *small))
+    with pytest.raises(
+        UserError, match=r"size: 90,80 is not allowed; give the shorter side, 1 or more, then the longer one"
+    ):
+        detector.resize_to(90, 80)
+
+
+def test_images_of_several_sizes_are_no_batch(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="images of several sizes in one batch"):
+        detector.together([torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 5, dtype=torch.uint8)])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detlab.analysis.runs import STATES, Run
+from detlab.untrusted import csv_cell
 
 # Overrides that tell runs of one kind apart, and change nothing that is compared.
 CHANCE = ("seed",)
@@ -116,7 +117,7 @@ class Report:
         out = io.StringIO()
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows([{key: _cell(value) for key, value in row.items()} for row in rows])
+        writer.writerows([{key: csv_cell(value) for key, value in row.items()} for row in rows])
         return out.getvalue()
 
     def markdown(self) -> str:
@@ -177,14 +178,6 @@ def _keys(runs: Sequence[Run]) -> list[str]:
 def number(value: float | None) -> str:
     """For a table: four digits; a dash for what is not there."""
     return "–" if value is None else f"{value:.4g}"
-
-
-def _cell(value: Any) -> str:
-    """A cell of the CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else repr(value)
-    return f"'{text}" if isinstance(value, str) and text[:1] in tuple("=+-@\t\r") else text
 
 
 def _md(text: str) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detlab.commands.output import new_folder, refuse_existing
-from detlab.commands.sources import INDEX, RESULTS, SUFFIXES, Source, as_in_ground_truth, find_images
+from detlab.commands.sources import INDEX, RESULTS, SUFFIXES, TABLE, Source, as_in_ground_truth, find_images
 from detlab.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from detlab.detector import Detector, Threshold
-    from detlab.structures import ClassMap
+    from detlab.structures import ClassMap, Prediction
 
 
 def main(argv: list[str]) -> int:
@@ -38,17 +43,20 @@ def main(argv: list[str]) -> int:
         sources, categories = as_in_ground_truth(sources, arguments.ground_truth)
     if arguments.out is not None:
         _refuse_painting_over(arguments.out, sources)
-        names = [RESULTS, INDEX, *(source.picture for source in sources)]
+        names = [RESULTS, INDEX, *([TABLE] if arguments.csv else []), *(source.picture for source in sources)]
         refuse_existing(arguments.out, names, overwrite=arguments.overwrite)
     # Only now: torch takes seconds, which --help and a wrong file name should not.
     from detlab.detector import load
 
     detector = load(arguments.run, device=arguments.device, threshold=None)
+    if arguments.size is not None:
+        detector.resize_to(*arguments.size)
     class_map = _with_ids_of(detector.class_map, categories, arguments.ground_truth)
     out = arguments.out or new_folder(Path("predictions"), _name_of_run(detector.path))
     out.mkdir(parents=True, exist_ok=True)
     threshold = "operating" if arguments.threshold is None else arguments.threshold
-    return _Predictions(detector, class_map, out, threshold).add_all(sources)
+    predictions = _Predictions(detector, class_map, out, threshold, table=arguments.csv)
+    return predictions.add_all(sources, arguments.batch_size)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +85,23 @@ def _parser() -> argparse.ArgumentParser:
         help="least score of what is drawn, and counted; by default each class's operating threshold, which the checkpoint knows "
         f"(else 0.5); {RESULTS} has all that the model reports",
     )
+    parser.add_argument(
+        "--csv", action="store_true", help=f"write what is drawn as {TABLE} too: image, name, score, box in pixels"
+    )
+    parser.add_argument(
+        "--size",
+        type=min_or_min_max,
+        metavar="MIN[,MAX]",
+        help="the shorter side that images are resized to before the model sees them, and what the longer one may not exceed, in "
+        "pixels; by default as in training",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=number_from_1,
+        default=1,
+        metavar="N",
+        help="so many images at a time, those of one size together in a batch, so that none is padded for another; 1 by default",
+    )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--ground-truth",
@@ -94,6 +119,20 @@ def score_from_0_to_1(text: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError(text)
     return value
+
+
+def number_from_1(text: str) -> int:
+    """Images of a batch."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def min_or_min_max(text: str) -> tuple[int, int | None]:
+    """Sides in pixels, `800` or `800,1333`."""
+    least, comma, most = text.partition(",")
+    return number_from_1(least), number_from_1(most) if comma else None
 
 
 def _with_ids_of(class_map: ClassMap, categories: Sequence[Mapping[str, Any]] | None, path: Path | None) -> ClassMap:
@@ -127,6 +166,24 @@ def _name_of_run(checkpoint: Path) -> str:
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
 
 
+def _read(source: Source) -> Tensor:
+    """An image, uint8 `[3, H, W]`.
+
+    Raises:
+        UserError: it cannot be decoded, or has not the size that the ground truth says.
+    """
+    from detlab.data.images import read_image
+
+    image = read_image(source.path)
+    height, width = image.shape[1:]
+    if source.size is not None and source.size != (height, width):
+        listed = f"{source.size[0]} x {source.size[1]}"
+        raise UserError(
+            f"{source.path}: {height} x {width} pixels (height x width), but the ground truth says {listed}."
+        )
+    return image
+
+
 class _Predictions:
     """Predictions on their way into a folder; of an image's masks only the run lengths stay in memory.
 
@@ -135,36 +192,39 @@ class _Predictions:
         class_map: the detector's classes, with the ids that the results will have.
         out: the folder.
         threshold: least score of what is drawn; `operating`: each class's own.
+        table: whether what is drawn is written as a CSV too.
     """
 
-    def __init__(self, detector: Detector, class_map: ClassMap, out: Path, threshold: Threshold) -> None:
-        self.detector, self.class_map, self.out = detector, class_map, out
+    def __init__(
+        self, detector: Detector, class_map: ClassMap, out: Path, threshold: Threshold, *, table: bool
+    ) -> None:
+        self.detector, self.class_map, self.out, self.table = detector, class_map, out, table
         self.threshold: Threshold = threshold
         self.rows: list[dict[str, Any]] = []
         self.images: list[dict[str, Any]] = []
-        self.drawn = 0
+        self.believed: list[tuple[str, dict[str, Any]]] = []  # the image's name, and name, score and box of an object
 
-    def add_all(self, sources: Sequence[Source]) -> int:
-        """Predict all images, say what became of them, and give the exit status."""
+    def add_all(self, sources: Sequence[Source], batch_size: int) -> int:
+        """Predict all images, so many at a time, say what became of them, and give the exit status."""
         from rich.console import Console
-        from rich.progress import track
+        from rich.progress import Progress
 
-        bar = Console(stderr=True)
-        faults = []
+        console = Console(stderr=True)
+        faults: list[str] = []
         try:
-            for source in track(sources, "predicting", console=bar, transient=True, disable=not bar.is_terminal):
-                try:
-                    objects = self._add(source)
-                except UserError as error:
-                    faults.append(str(error))
-                else:
-                    if not bar.is_terminal:
-                        print(f"{source.name}: {objects} object(s)")
+            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+                task = bar.add_task("predicting", total=len(sources))
+                for first in range(0, len(sources), batch_size):
+                    batch = sources[first : first + batch_size]
+                    for name, objects in self._add(batch, faults):
+                        if not console.is_terminal:
+                            print(f"{name}: {objects} object(s)")
+                    bar.advance(task, len(batch))
         finally:  # also after Ctrl-C: what was done is kept
             self._write()
         print(
-            f"{len(self.images)} image(s), {self.drawn} object(s) of score {self._least_score()} or more; all {len(self.rows)} in "
-            f"{self.out / RESULTS}"
+            f"{len(self.images)} image(s), {len(self.believed)} object(s) of score {self._least_score()} or more; all "
+            f"{len(self.rows)} in {self.out / RESULTS}"
         )
         if faults:
             print(
@@ -175,24 +235,31 @@ class _Predictions:
             )
         return 1 if faults else 0
 
-    def _add(self, source: Source) -> int:
-        """Predict and draw one image; the number of objects drawn.
+    def _add(self, sources: Sequence[Source], faults: list[str]) -> list[tuple[str, int]]:
+        """Predict and draw images, those of one size in one batch; the name and the number of objects drawn of each.
 
-        Raises:
-            UserError: it cannot be decoded, or has not the size that the ground truth says.
+        What cannot be decoded, or has not the size that the ground truth says, is told in `faults`.
         """
-        from detlab.data.images import read_image
+        images: dict[Source, Tensor] = {}
+        for source in sources:
+            try:
+                images[source] = _read(source)
+            except UserError as error:
+                faults.append(str(error))
+        found: dict[Source, Prediction] = {}
+        by_size = sorted(images, key=lambda source: images[source].shape)
+        for _, alike in itertools.groupby(by_size, lambda source: images[source].shape):
+            group = list(alike)
+            predictions = self.detector.together([images[source] for source in group])
+            found |= dict(zip(group, predictions, strict=True))
+        return [(source.name, self._keep(source, image, found[source])) for source, image in images.items()]
+
+    def _keep(self, source: Source, image: Tensor, prediction: Prediction) -> int:
+        """Draw a prediction and take its rows; the number of objects drawn."""
         from detlab.evaluation.results import prediction_to_results
         from detlab.pictures import draw, save
 
-        image = read_image(source.path)
         height, width = image.shape[1:]
-        if source.size is not None and source.size != (height, width):
-            listed = f"{source.size[0]} x {source.size[1]}"
-            raise UserError(
-                f"{source.path}: {height} x {width} pixels (height x width), but the ground truth says {listed}."
-            )
-        prediction = self.detector(image)[0]
         self.rows += prediction_to_results(source.image_id, prediction, self.class_map, self.detector.iou_types)
         self.images.append({"id": source.image_id, "file_name": source.name, "height": height, "width": width})
         points = self.detector.keypoints
@@ -201,9 +268,8 @@ class _Predictions:
         path = self.out / source.picture
         path.parent.mkdir(parents=True, exist_ok=True)
         save(picture, path)
-        objects = len(believed["labels"])
-        self.drawn += objects
-        return objects
+        self.believed += [(source.name, each) for each in self.detector.named(believed)]
+        return len(believed["labels"])
 
     def _least_score(self) -> str:
         """The threshold, in words; of several classes the lowest and the highest."""
@@ -221,3 +287,17 @@ class _Predictions:
         index = {"info": info, "images": self.images, "categories": categories}
         storage.write_text(self.out / RESULTS, json.dumps(self.rows))
         storage.write_text(self.out / INDEX, json.dumps(index))
+        if self.table:
+            storage.write_text(self.out / TABLE, self._csv())
+
+    def _csv(self) -> str:
+        """What is drawn, a line an object."""
+        from detlab.untrusted import csv_cell
+
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["image", "name", "score", "x0", "y0", "x1", "y1"])
+        for image, each in self.believed:
+            numbers = [round(each["score"], 6), *(round(side, 3) for side in each["box"])]
+            writer.writerow(map(csv_cell, (image, each["name"], *numbers)))
+        return out.getvalue()

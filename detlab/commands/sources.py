@@ -15,6 +15,7 @@ from detlab.errors import UserError
 
 # What `detlab predict` writes beside its pictures, by which its folders are known: COCO results, and the images that they are of.
 RESULTS, INDEX = "predictions.json", "images.json"
+TABLE = "predictions.csv"  # the same for a spreadsheet, where it is asked for
 
 
 @dataclass(frozen=True)

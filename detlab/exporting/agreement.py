@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-# What two programs that add in different orders may differ by: boxes in pixels, or in parts of a coordinate above 1; scores.
-BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4
+# What two programs that add in different orders may differ by: boxes and points in parts of a coordinate, or in pixels below 1;
+# scores (a point's in parts of it, since it has no unit); a mask's probabilities.
+BOX_TOLERANCE, SCORE_TOLERANCE, MASK_TOLERANCE = 1e-3, 1e-4, 1e-3
+# A point is the highest of several thousand places: of two that are equally high, rounding chooses. So many of them may be.
+TIED_POINTS = 0.01
 
 
 @dataclass
@@ -22,28 +25,42 @@ class Agreement:
     pixels: float = 0.0  # of a box's side
     relative: float = 0.0  # the same, by the larger of 1 and the coordinate
     score: float = 0.0
-    unmatched: int = 0  # objects that only one of both reports
+    masks: int = 0
+    mask: float = 0.0  # of a pixel's probability
+    points: int = 0
+    point: float = 0.0  # relative, as of boxes, of those that are not tied
+    point_score: float = 0.0  # by the larger of 1 and the score
+    tied: int = 0  # points that are elsewhere, with the same score
+    at_the_end: int = 0  # objects that only one of both reports, with a score where a model stops reporting
+    unmatched: int = 0  # other objects that only one of both reports
 
     @property
     def holds(self) -> bool:
         """Whether something was compared, and all of it agrees."""
-        within = self.relative <= BOX_TOLERANCE and self.score <= SCORE_TOLERANCE
-        return self.objects > 0 and not self.unmatched and within
+        boxes = self.objects > 0 and not self.unmatched and self.relative <= BOX_TOLERANCE
+        points = max(self.point / BOX_TOLERANCE, self.point_score / SCORE_TOLERANCE) <= 1
+        tied = self.tied <= TIED_POINTS * self.points
+        return boxes and self.score <= SCORE_TOLERANCE and self.mask <= MASK_TOLERANCE and points and tied
 
     def __str__(self) -> str:
-        only = f", {self.unmatched} object(s) that only one of both reports" if self.unmatched else ""
-        return (
-            f"{self.images} image(s), {self.objects} object(s): boxes differ by {self.pixels:.1e} pixels ({self.relative:.1e} "
-            f"relative) at most, scores by {self.score:.1e}{only}"
-        )
+        parts = [
+            f"boxes differ by {self.pixels:.1e} pixels ({self.relative:.1e} relative) at most, scores by {self.score:.1e}",
+            f"masks by {self.mask:.1e}" if self.masks else "",
+            f"points by {self.point:.1e} relative and their scores by {self.point_score:.1e}" if self.points else "",
+            f"{self.tied} of {self.points} points lie elsewhere with the same score" if self.tied else "",
+            f"{self.at_the_end} object(s) at the least score reported by only one of both" if self.at_the_end else "",
+            f"{self.unmatched} object(s) that only one of both reports" if self.unmatched else "",
+        ]
+        return f"{self.images} image(s), {self.objects} object(s): " + ", ".join(part for part in parts if part)
 
     def add(self, ours: Mapping[str, Any], theirs: Mapping[str, Any], *, least: float, most: int) -> None:
-        """Compare two predictions of one image, box by box: each object with the nearest unused one of its label.
+        """Compare two predictions of one image: each object with the nearest unused one of its label.
 
-        An object whose score is within the tolerance of where a model stops reporting may be lacking on the other side.
+        An object whose score is within the tolerance of where a model stops reporting may be lacking on the other side; such
+        are counted.
 
         Args:
-            ours: `boxes`, `labels`, `scores`, tensors or arrays.
+            ours: `boxes`, `labels`, `scores`, and `masks`, `keypoints`, `keypoints_scores` where both have them; tensors or arrays.
             theirs: the same.
             least: the score below which the model reports nothing.
             most: how many objects it reports at most.
@@ -54,7 +71,7 @@ class Agreement:
         self.images += 1
         free = np.ones(len(their_scores), bool)
         lacking: list[float] = []
-        for box, label, score in zip(boxes, labels, scores, strict=True):
+        for i, (box, label, score) in enumerate(zip(boxes, labels, scores, strict=True)):
             alike = np.flatnonzero(free & (their_labels == label) & (np.abs(their_scores - score) <= 0.01))
             far = np.abs(their_boxes[alike] - box).max(1, initial=0)
             if not len(alike) or far.min() > 1:
@@ -63,16 +80,42 @@ class Agreement:
             nearest = int(alike[far.argmin()])
             free[nearest] = False
             self._measure(box, their_boxes[nearest], float(abs(their_scores[nearest] - score)))
-        cuts = [least, *(float(s.min()) for s in (scores, their_scores) if len(s) >= most)]
+            self._measure_shape(_at(ours, i), _at(theirs, nearest))
+        ends = [least, *(float(s.min()) for s in (scores, their_scores) if len(s) >= most)]
         lone = [*lacking, *their_scores[free].tolist()]
-        self.unmatched += sum(score > max(cuts) + SCORE_TOLERANCE for score in lone)
+        beyond = sum(score > max(ends) + SCORE_TOLERANCE for score in lone)
+        self.unmatched += beyond
+        self.at_the_end += len(lone) - beyond
 
     def _measure(self, box: np.ndarray, their_box: np.ndarray, score: float) -> None:
-        apart = np.abs(box - their_box)
         self.objects += 1
-        self.pixels = max(self.pixels, float(apart.max()))
-        self.relative = max(self.relative, float((apart / np.maximum(1, np.abs(box))).max()))
+        self.pixels = max(self.pixels, float(np.abs(box - their_box).max()))
+        self.relative = max(self.relative, float(_relative(box, their_box).max()))
         self.score = max(self.score, score)
+
+    def _measure_shape(self, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> None:
+        """Compare an object's mask and points, where both have them."""
+        if "masks" in ours and "masks" in theirs:
+            self.masks += 1
+            self.mask = max(self.mask, float(np.abs(ours["masks"] - theirs["masks"]).max()))
+        if "keypoints" in ours and "keypoints" in theirs:
+            apart = _relative(ours["keypoints"], theirs["keypoints"])[:, :2].max(1)
+            scores = _relative(ours["keypoints_scores"], theirs["keypoints_scores"])
+            tied = (apart > BOX_TOLERANCE) & (scores <= SCORE_TOLERANCE)
+            self.points += len(apart)
+            self.tied += int(tied.sum())
+            self.point = max(self.point, float(apart[~tied].max(initial=0)))
+            self.point_score = max(self.point_score, float(scores.max()))
+
+
+def _at(prediction: Mapping[str, Any], i: int) -> dict[str, np.ndarray]:
+    """The mask and the points of one object."""
+    fields = ("masks", "keypoints", "keypoints_scores")
+    return {field: _array(prediction[field][i]) for field in fields if field in prediction}
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    return np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
 
 
 def _array(value: Any) -> np.ndarray:

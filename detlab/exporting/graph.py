@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.onnx.operators import shape_as_tensor
 from torchvision.models.detection import anchor_utils
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -27,22 +27,48 @@ TRACED = (120, 150)
 
 
 class _TracedTransform(GeneralizedRCNNTransform):
-    """torchvision's transform, whose sizes stay computed in the graph, to the pixel as in Python.
+    """torchvision's transform, whose sizes stay computed in the graph, to the pixel and to float32's rounding as in Python.
 
-    torchvision's own traces the factor in float32: 256 of 400 pixels may come out as 255.
+    torchvision's own traces the factor in float32: 256 of 400 pixels may come out as 255. And ONNX's Resize finds the places
+    that a pixel is read from in another way than torch, which over an image of 500 pixels moves them by so much that input
+    differs in the fourth digit, and the scores of deep, light networks too.
     """
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """See torchvision's; in evaluation only."""
+        sides = shape_as_tensor(image)[-2:]
         if self.fixed_size is not None:
-            return super().resize(image, target)
-        sides = torch.onnx.operators.shape_as_tensor(image)[-2:].to(torch.float64)
-        # Of one dimension: the exporter computes with tensors of none in float32.
-        least, most = (torch.tensor([side], dtype=torch.float64) for side in (shorter_sides(self)[-1], self.max_size))
-        factor = torch.minimum(least / sides.amin(0, keepdim=True), most / sides.amax(0, keepdim=True))
-        height, width = torch.floor(sides * factor).to(torch.int64).unbind()
-        resized = functional.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)  # pyright: ignore
-        return resized[0], target
+            wanted = torch.tensor([self.fixed_size[1], self.fixed_size[0]])
+        else:
+            # Of one dimension: the exporter computes with tensors of none in float32.
+            least, most = (torch.tensor([s], dtype=torch.float64) for s in (shorter_sides(self)[-1], self.max_size))
+            exact = sides.to(torch.float64)
+            factor = torch.minimum(least / exact.amin(0, keepdim=True), most / exact.amax(0, keepdim=True))
+            wanted = torch.floor(exact * factor).to(torch.int64)
+        top, bottom, down = _read_places(sides[:1], wanted[:1])
+        left, right, across = _read_places(sides[1:], wanted[1:])
+        rows = image[:, top] * (1 - down)[:, None] + image[:, bottom] * down[:, None]
+        return rows[:, :, left] * (1 - across) + rows[:, :, right] * across, target
+
+
+def _read_places(count: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What bilinear interpolation reads along an axis, as torch's kernels compute it (`area_pixel_compute_source_index`).
+
+    The scale is float32, and the place that it gives rounded to float32 once, as a fused multiply-add does.
+
+    Args:
+        count: pixels that there are, int64 `[1]`.
+        wanted: pixels that there shall be, int64 `[1]`.
+
+    Returns:
+        int64 `[wanted]` twice, the pixels before and behind; float32 `[wanted]`, the weight of those behind.
+    """
+    scale = (count.to(torch.float32) / wanted.to(torch.float32)).to(torch.float64)
+    number = torch.arange(wanted[0], dtype=torch.float64)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    place = ((number + 0.5) * scale - 0.5).to(torch.float32).clamp(min=0)
+    before = torch.minimum(place.to(torch.int64), count - 1)
+    behind = torch.minimum(before + 1, count - 1)
+    return before, behind, (place - before).clamp(0, 1)
 
 
 class _OneImage(nn.Module):
@@ -63,7 +89,7 @@ def _traceable(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).cpu().eval()
     for module in model.modules():
         if isinstance(module, AnchorGenerator):
-            module.__class__ = anchor_utils.AnchorGenerator
+            module.__class__ = anchor_utils.AnchorGenerator  # pyright: ignore[reportAttributeAccessIssue]
         elif isinstance(module, GeneralizedRCNNTransform):
             module.__class__ = _TracedTransform
     return model
@@ -72,8 +98,6 @@ def _traceable(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
     """A detector as an ONNX model, by torch's TorchScript exporter.
-
-    torch's newer exporter stops at torchvision's detectors, whose sizes depend on what is found in the image.
 
     Args:
         model: torchvision's contract, with `iou_types`, in evaluation mode.
@@ -101,7 +125,7 @@ def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
             torch.onnx.export(
                 _OneImage(traced, fields),
                 (image,),
-                file,
+                file,  # pyright: ignore[reportArgumentType]
                 input_names=[INPUT],
                 output_names=list(fields),
                 dynamic_axes={INPUT: {1: "height", 2: "width"}, **{field: {0: "objects"} for field in fields}},

@@ -328,3 +328,91 @@ def test_the_command_line_is_one_process_with_the_working_folders_own_classes(se
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == "a.png: 2 object(s)"
+
+
+def test_what_is_drawn_is_a_table_too(seeing: Path) -> None:
+    photograph(Path("photos/=b.png"))
+    photograph(Path("photos/a, b.png"))
+    predicted(str(seeing), "photos", "--out", "out", "--csv")
+    lines = Path("out/predictions.csv").read_text().splitlines()
+    assert lines == [
+        "image,name,score,x0,y0,x1,y1",
+        "'=b.png,pedestrian,0.9,10.0,60.0,40.0,110.0",  # no formula
+        "'=b.png,pedestrian,0.8,70.0,50.0,105.0,115.0",
+        '"a, b.png",pedestrian,0.9,10.0,60.0,40.0,110.0',
+        '"a, b.png",pedestrian,0.8,70.0,50.0,105.0,115.0',
+    ]
+    predicted(str(seeing), "photos", "--out", "without")
+    assert not Path("without/predictions.csv").exists()
+
+
+def test_several_images_at_a_time_give_the_same_in_the_same_order(
+    seeing: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detlab.detector import Detector
+
+    batches = []
+    together = Detector.together
+    monkeypatch.setattr(
+        Detector, "together", lambda self, images: batches.append(len(images)) or together(self, images)
+    )
+    for name in ("a", "c", "d", "e"):
+        photograph(Path(f"photos/{name}.png"))
+    Image.fromarray(np.full((30, 40, 3), 7, dtype=np.uint8)).save("photos/b.png")
+    Path("photos/f.png").write_text("no image")
+    said = []
+    for size in ("1", "4"):
+        predicted(str(seeing), "photos", "--out", size, "--batch-size", size, "--csv", status=1)
+        said.append(capsys.readouterr().out.replace(f"{size}/predictions.json", ""))
+    assert said[0] == said[1]
+    for name in ("predictions.json", "predictions.csv", "images.json", "d.png"):
+        assert Path("1", name).read_bytes() == Path("4", name).read_bytes()
+    # One by one; then of the first four those of a size together, and of the last two the one that can be read.
+    assert batches == [1, 1, 1, 1, 1, 1, 3, 1]
+
+
+def test_at_another_size_the_model_sees_other_images(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    monkeypatch.chdir(tmp_path)
+    photograph(Path("a.png"))  # 140 x 120
+    small = ("image_size.min=72", "image_size.max=96", "model.enlarge_to=null", "model.box_roi_pool.output_size=2")
+    run = runs.untrained(tmp_path_factory.getbasetemp(), "small", "model=mobilenet", *small)
+    seen = []
+    resize = GeneralizedRCNNTransform.resize
+
+    def watched(self: Any, image: Any, target: Any = None) -> Any:
+        found = resize(self, image, target)
+        seen.append(tuple(found[0].shape[1:]))
+        return found
+
+    monkeypatch.setattr(GeneralizedRCNNTransform, "resize", watched)
+    for out, size in enumerate(([], ["--size", "120"], ["--size", "120,130"])):
+        predicted(str(run), "a.png", "--out", str(out), *size)
+    # The longer side may be 96 / 72 times the shorter one where nothing is said of it.
+    assert seen == [(84, 72), (140, 120), (130, 111)]
+    assert read("1/images.json")["images"][0]["height"] == 140
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("72", "its model resizes images in a way of its own; leave it out."),
+        ("0", "invalid min_or_min_max value: '0'"),
+        ("90,", "invalid min_or_min_max value: '90,'"),
+        ("90x120", "invalid min_or_min_max value: '90x120'"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(
+    seeing: Path, size: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph(Path("a.png"))
+    try:
+        status = cli.main(["predict", str(seeing), "a.png", "--size", size])
+    except SystemExit as left:
+        status = left.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in Path.cwd().iterdir()] == ["a.png"]

@@ -65,3 +65,45 @@ def test_nothing_seen_verifies_nothing() -> None:
     agreement.add(seen([], [], []), seen([], [], []), least=0.05, most=100)
     assert (agreement.images, agreement.objects) == (1, 0)
     assert not agreement.holds
+
+
+def shaped(shift: float = 0.0, score: float = 8.0, probability: float = 0.7) -> dict[str, np.ndarray]:
+    """Two objects with a mask of one pixel, and 100 points each, of which the last of the second is moved."""
+    points = np.full((2, 100, 3), 50.0)
+    points[1, -1, 0] += shift
+    scores = np.full((2, 100), 8.0)
+    scores[1, -1] = score
+    return seen() | {"masks": np.full((2, 1, 1, 1), probability), "keypoints": points, "keypoints_scores": scores}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "holds"),
+    [
+        (shaped(), True),
+        (shaped(probability=0.7005), True),
+        (shaped(probability=0.702), False),
+        (shaped(shift=0.04), True),
+        (shaped(shift=0.06, score=8.01), False),
+        (shaped(score=8.01), False),
+        (shaped(shift=3), True),  # 1 of 200: rounding chose between two places that are equally high
+    ],
+)
+def test_masks_and_points_must_agree_too(theirs: dict[str, np.ndarray], holds: bool) -> None:
+    agreement = Agreement()
+    agreement.add(shaped(), theirs, least=0.05, most=100)
+    assert agreement.holds == holds
+    assert (agreement.masks, agreement.points) == (2, 200)
+
+
+def test_points_that_often_lie_elsewhere_are_no_ties_and_all_are_told() -> None:
+    theirs = shaped()
+    theirs["keypoints"][0, :3] += 3
+    agreement = Agreement()
+    agreement.add(shaped(), theirs, least=0.05, most=100)
+    assert not agreement.holds
+    assert "3 of 200 points lie elsewhere with the same score" in str(agreement)
+
+
+def test_an_object_that_may_be_lacking_is_told() -> None:
+    agreement = compared(seen([*BOXES, [0, 0, 9, 9]], (0.9, 0.7, 0.05003), (1, 2, 1)))
+    assert "1 object(s) at the least score reported by only one of both" in str(agreement)
