@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,12 +147,13 @@ def test_help_and_cfg_answer_at_once_without_torch(arguments: list[str], tmp_pat
     )
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
         assert "epochs" in done.stdout or "train" in done.stdout
-    # The best of three: the machine may be busy with something else.
+    # The processor's time, and the best of three: the machine may be busy with something else.
     assert min(seconds) < 2
 
 

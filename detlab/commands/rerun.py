@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
 from detlab.errors import UserError
 from detlab.untrusted import json_of, printable, saved_config
 
@@ -77,6 +75,8 @@ def _repeat_failed(sweep: Path, overrides: list[str], *, only_said: bool) -> int
     """Do the jobs of a sweep that are not done: from their state where they have one, else from the beginning."""
     from detlab import run
     from detlab.preflight import overrides_parser
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     from detlab.sweeps import SETTLED, jobs_of
 
     jobs = jobs_of(sweep, overrides_parser())
