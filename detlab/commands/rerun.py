@@ -73,10 +73,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _repeat_failed(sweep: Path, overrides: list[str], *, only_said: bool) -> int:
     """Do the jobs of a sweep that are not done: from their state where they have one, else from the beginning."""
-    from detlab import run
-    from detlab.preflight import overrides_parser
     from hydra.core.override_parser.types import Quote, QuotedString
 
+    from detlab import run
+    from detlab.preflight import overrides_parser
     from detlab.sweeps import SETTLED, jobs_of
 
     jobs = jobs_of(sweep, overrides_parser())
