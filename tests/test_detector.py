@@ -236,7 +236,8 @@ def test_importing_detlab_imports_no_torch() -> None:
 
 
 def test_sides_that_contradict_each_other_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
-    small = ("image_size.min=72", "image_size.max=96", "model.enlarge_to=null", "model.box_roi_pool.output_size=2")
+    size = ("image_size.min=72", "image_size.max=96", "model.enlarge_to=null")
+    small = (*size, "model.backbone.name=mobilenet_v3_small", "model.box_roi_pool.output_size=2")
     detector = detlab.load(runs.untrained(tmp_path_factory.getbasetemp(), "small", "model=mobilenet", *small))
     with pytest.raises(
         UserError, match=r"size: 90,80 is not allowed; give the shorter side, 1 or more, then the longer one"

@@ -99,6 +99,9 @@ def _traceable(model: nn.Module) -> nn.Module:
 def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
     """A detector as an ONNX model, by torch's TorchScript exporter.
 
+    The newer one begins with `torch.export`, which stops where torchvision's `batched_nms` asks whether there are any boxes
+    (seen with torch 2.14.1 and torchvision 0.29.1).
+
     Args:
         model: torchvision's contract, with `iou_types`, in evaluation mode.
 

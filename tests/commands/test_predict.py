@@ -378,7 +378,8 @@ def test_at_another_size_the_model_sees_other_images(
 
     monkeypatch.chdir(tmp_path)
     photograph(Path("a.png"))  # 140 x 120
-    small = ("image_size.min=72", "image_size.max=96", "model.enlarge_to=null", "model.box_roi_pool.output_size=2")
+    size = ("image_size.min=72", "image_size.max=96", "model.enlarge_to=null")
+    small = (*size, "model.backbone.name=mobilenet_v3_small", "model.box_roi_pool.output_size=2")
     run = runs.untrained(tmp_path_factory.getbasetemp(), "small", "model=mobilenet", *small)
     seen = []
     resize = GeneralizedRCNNTransform.resize
