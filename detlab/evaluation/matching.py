@@ -76,8 +76,8 @@ def match(
         crowd=objects.crowd,
     )
     bits = np.arange(ranges * steps)
-    unpacked = [((b[:, None] >> bits) & 1).astype(bool).reshape(-1, ranges, steps) for b in (found, excused)]
-    return Matches(chosen, *unpacked, first)
+    found, excused = (((b[:, None] >> bits) & 1).astype(bool).reshape(-1, ranges, steps) for b in (found, excused))
+    return Matches(chosen, found, excused, first)
 
 
 def _choose(
