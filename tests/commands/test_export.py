@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -146,7 +147,9 @@ def test_the_script_needs_torch_and_torchvision_alone(base: Path, tmp_path: Path
         "from torchvision.io import decode_image\n"
         "torch.save(weights.detect(decode_image('photos/0.png')), 'found.pt')"
     )
-    subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, check=True, env={"PYTHONPATH": str(tmp_path)})
+    subprocess.run(
+        [sys.executable, "-c", asked], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
     theirs = torch.load(tmp_path / "found.pt", weights_only=True)
     detector = detlab.load(run, device="cpu", threshold=None)
     agreement = Agreement()
@@ -154,7 +157,7 @@ def test_the_script_needs_torch_and_torchvision_alone(base: Path, tmp_path: Path
     assert agreement.holds, str(agreement)
     assert agreement.masks == agreement.objects > 5
     script = [sys.executable, "weights.py", "photos/0.png"]
-    done = subprocess.run(script, cwd=tmp_path, check=True, capture_output=True, text=True, env={})
+    done = subprocess.run(script, cwd=tmp_path, check=True, capture_output=True, text=True)
     believed = detlab.load(run, device="cpu")(photos / "0.png")[0]
     said = [line.split(" ")[:2] for line in done.stdout.splitlines()]
     assert said == [[repr(each["name"]), str(round(each["score"], 4))] for each in detector.named(believed)]
