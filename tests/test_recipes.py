@@ -24,6 +24,7 @@ def test_there_are_recipes_and_sweeps() -> None:
         "pennfudan",
         "pennfudan_mobilenet",
         "pennfudan_offline",
+        "pennfudan_scratch",
         "synthetic",
         "synthetic_keypoints",
         "synthetic_quick",
