@@ -65,7 +65,7 @@ def test_a_schedulers_signal_saves_within_seconds_leaves_with_75_and_is_resumed_
     told = time.monotonic()
     (os.killpg if whole_group else os.kill)(process.pid, number)
     said = process.communicate(timeout=60)[1]
-    assert time.monotonic() - told < 10
+    assert time.monotonic() - told < 30  # as long as SLURM waits, by default, before it kills
     assert process.returncode == 75, said
     assert said.strip().splitlines()[-1].startswith(f"detlab: {number.name}: the state is saved. Go on with: resume=")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
