@@ -30,7 +30,7 @@ finally:
     print("torch" in sys.modules, file=sys.stderr)
 """
 
-RECIPES = "pennfudan, pennfudan_mobilenet, pennfudan_offline, synthetic, synthetic_keypoints, synthetic_quick"
+RECIPES = "pennfudan, pennfudan_mobilenet, pennfudan_offline, pennfudan_scratch, synthetic, synthetic_keypoints, synthetic_quick"
 MODELS = "fasterrcnn, keypointrcnn, keypointrcnn_mobilenet, maskrcnn, maskrcnn_mobilenet, mobilenet, mobilenet_fpn, retinanet"
 
 
