@@ -18,8 +18,8 @@ from detlab.untrusted import printable
 
 Level = Literal["ok", "warning", "error"]
 GIB = 2**30
-# Below these a run is likely to fail (error), or larger ones are (warning): a checkpoint of Mask R-CNN with its optimizer is
-# half a gigabyte, and three lie side by side. A container's /dev/shm has 64 MiB unless it is told otherwise.
+# Below these a run is likely to fail (error), or larger ones are (warning): of the default Mask R-CNN two states of 504 MiB and
+# weights of 168 MiB lie side by side; the other bounds are judgement. A container's /dev/shm has 64 MiB unless told otherwise.
 DISK_ERROR, DISK_WARNING = 1 * GIB, 5 * GIB
 MEMORY_ERROR, MEMORY_WARNING = 2 * GIB, 4 * GIB
 SHARED_WARNING = GIB // 4
@@ -147,7 +147,7 @@ def processor() -> Finding:
 
     capability = torch.backends.cpu.get_cpu_capability()
     ratio = bf16_ratio(torch.device("cpu"))
-    said = f"{platform.machine()}, {capability}; bf16 products take {1 / ratio:.2f} of the time of fp32"
+    said = f"{platform.machine()}, {capability}; products in bf16 take {1 / ratio:.2f} times as long as in fp32"
     if capability in ("DEFAULT", "NO AVX") and platform.machine().lower() in ("x86_64", "amd64"):
         return Finding("processor", "warning", said, "torch finds no AVX2: training will be slow; take another machine")
     return Finding("processor", "ok", f"{said}{', so precision=auto takes it' if ratio > 1.5 else ''}")
