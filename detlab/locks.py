@@ -50,3 +50,8 @@ def is_taken(folder: Path) -> bool:
         return True
     lock.release()
     return False
+
+
+def was_left(folder: Path) -> bool:
+    """Whether a process trained in a folder, and trains there no more; a run under torchrun does not say."""
+    return (folder / _NAME).exists() and not is_taken(folder)

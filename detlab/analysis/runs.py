@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from detlab.errors import UserError
+from detlab.locks import was_left
 from detlab.untrusted import json_of, saved_config, texts_of
 
 # A folder with one of these is a run's; Hydra makes .hydra before a job begins.
 MARKS = ("run.json", "metrics.jsonl", "failed.json", ".hydra")
-STATES = ("done", "running", "interrupted", "failed", "damaged", "not begun")
+STATES = ("done", "running", "interrupted", "cut off", "failed", "damaged", "not begun")
 Line = dict[str, float | None]
 
 
@@ -27,7 +28,8 @@ class Run:
     Args:
         folder: where it lies.
         name: its path relative to the folder that was searched.
-        state: one of STATES; `not begun` has neither run.json nor a failure on record, `damaged` a run.json that cannot be read.
+        state: one of STATES; `cut off` was killed, `not begun` has neither run.json nor a failure on record, `damaged` a run.json
+            that cannot be read.
         why: why it failed, or what of it cannot be read; empty where nothing is wrong.
         overrides: as given on the command line, in order.
         settings: its configuration, flat (`optimizer.lr`), with the group choices (`model`) over it.
@@ -167,6 +169,8 @@ def _end_of_log(path: Path) -> str:
 def _state(folder: Path, record: Mapping[str, Any], failure: Mapping[str, Any]) -> str:
     if record:
         state = record.get("state")
+        if state == "running" and was_left(folder):
+            return "cut off"
         return state if isinstance(state, str) and state in STATES else "damaged"
     if (folder / "run.json").exists():
         return "damaged"

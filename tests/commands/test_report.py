@@ -16,6 +16,7 @@ import pytest
 import runs
 
 from detlab import cli
+from detlab.locks import alone_in
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J|"
 
@@ -190,6 +191,14 @@ def test_runs_without_an_evaluation_are_reported_too(tmp_path: Path, capsys: pyt
     write_run(tmp_path / "sweep" / "0", "seed=0", state="running")
     assert reported(tmp_path / "sweep", capsys).startswith("1 runs: 1 running.")
     assert "No run has been evaluated yet" in (tmp_path / "sweep" / "report.html").read_text()
+
+
+def test_a_run_that_was_killed_is_no_running_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "sweep" / "0", "seed=0", state="running")
+    with alone_in(run):
+        assert reported(tmp_path / "sweep", capsys).startswith("1 runs: 1 running.")
+    assert reported(tmp_path / "sweep", capsys).startswith("1 runs: 1 cut off.")
+    assert reported(tmp_path / "sweep", capsys).startswith("1 runs: 1 cut off.")
 
 
 @pytest.mark.parametrize(
