@@ -46,10 +46,10 @@ from detlab.errors import UserError
 from detlab.launchers import EXTRAS, installed
 from detlab.locks import is_taken
 from detlab.resumption import HARMLESS, changes, end_of, holds_run, holds_state, plain
+from detlab.sweeps import BASIC_SWEEPER
 from detlab.untrusted import json_of, saved_config
 
 AUTO = "auto"
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # More combinations of swept group choices, and more values of one sweep, than these are not looked at one by one.
 MAX_COMBINATIONS = 64
 MAX_SWEPT_VALUES = 1000

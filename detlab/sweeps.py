@@ -20,12 +20,12 @@ from detlab.config import safe_name
 from detlab.errors import UserError
 from detlab.locks import is_taken
 from detlab.resumption import end_of
-from detlab.untrusted import WithoutAliases, json_of, saved_config
+from detlab.untrusted import WithoutAliases, json_of, saved_config, texts_of
 
 FAILED = "failed.json"
 # How a job stands that is not to be repeated.
 SETTLED = ("done", "at work")
-_BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
+BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,12 @@ def jobs_of(sweep: Path, parser: OverridesParser) -> list[Planned]:
     try:
         hydra = record["hydra"]
         sweeper, subdir = hydra["sweeper"]["_target_"], str(hydra["sweep"]["subdir"])
-        params, task = hydra["sweeper"]["params"] if sweeper == _BASIC else None, list(hydra["overrides"]["task"])
+        params, task = (
+            hydra["sweeper"]["params"] if sweeper == BASIC_SWEEPER else None,
+            list(hydra["overrides"]["task"]),
+        )
         apart = [str(key) for key in hydra["job"]["config"]["override_dirname"]["exclude_keys"]]
-        if sweeper != _BASIC:
+        if sweeper != BASIC_SWEEPER:
             raise UserError(
                 f"{sweep}: an Optuna sweep goes on by its own command, with hydra.sweep.dir={sweep} behind it."
                 if "detlab" in str(sweeper)
@@ -184,7 +187,6 @@ def _planned(
 def _recorded(folder: Path) -> set[str]:
     """The overrides of a job that has begun."""
     try:
-        lines = yaml.load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"), WithoutAliases)
-        return {str(line) for line in lines}
-    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):
+        return set(texts_of(folder / ".hydra" / "overrides.yaml"))
+    except (OSError, ValueError):
         return set()

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from detlab.analysis.matched import Matched
+from detlab.analysis.judged import Judged
 
 BINS = 10
 
 
-def calibration_of(matched: Matched) -> dict[str, Any]:
+def calibration_of(judged: Judged) -> dict[str, Any]:
     """How scores and precision agree, over all classes (Guo et al., On Calibration of Modern Neural Networks, ICML 2017).
 
     Returns:
@@ -19,8 +19,8 @@ def calibration_of(matched: Matched) -> dict[str, Any]:
         without detections. `bins`, ten of equal width: `from`, `to`, `count`, `score` (mean), `precision`; nan in an empty bin.
         A score of 0.1 belongs to the bin that begins there, one of 1 to the last.
     """
-    judged = ~matched.excused
-    scores, right = matched.detections.scores[judged], matched.right[judged]
+    counted = ~judged.excused
+    scores, right = judged.detections.scores[counted], judged.right[counted]
     places = np.clip((scores * BINS).astype(np.int64), 0, BINS - 1)
     counts = np.bincount(places, minlength=BINS)
     with np.errstate(invalid="ignore"):

@@ -19,7 +19,7 @@ RESAMPLED = ("AP", "AP50")
 
 
 @dataclass(frozen=True)
-class Errors:
+class ErrorCounts:
     """What a detector gets wrong in each of I images, of detections scored at least a threshold; int64 `[I]` each."""
 
     right: np.ndarray  # objects found, at an IoU of 0.5
@@ -40,7 +40,7 @@ class Compared:
 
     numbers: dict[str, tuple[float, float]]
     intervals: dict[str, Difference]
-    errors: tuple[Errors, Errors]
+    errors: tuple[ErrorCounts, ErrorCounts]
 
     @property
     def verdicts(self) -> list[str]:
@@ -71,7 +71,7 @@ def compared(
     )
 
 
-def errors_by_image(matched: Matched, images: int, threshold: float) -> Errors:
+def errors_by_image(matched: Matched, images: int, threshold: float) -> ErrorCounts:
     """Count what is right, missed and wrong in each image, of objects and detections of any size.
 
     Detections choose by falling score, so that those below a threshold take nothing away from those above it.
@@ -89,7 +89,7 @@ def errors_by_image(matched: Matched, images: int, threshold: float) -> Errors:
         for what in (found, ~found & ~neither)
     )
     missed = to_be_found[:, None] - right
-    return Errors(right[:, 0], missed[:, 0], wrong[:, 0], (missed + wrong).mean(1))
+    return ErrorCounts(right[:, 0], missed[:, 0], wrong[:, 0], (missed + wrong).mean(1))
 
 
 def most_different(comparisons: Sequence[Compared], count: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from detlab.analysis.matched import POSITIVE, Matched, average_precision
+from detlab.analysis.judged import POSITIVE, Judged, average_precision
 from detlab.evaluation.matching import pairs_of
 from detlab.evaluation.overlaps import overlap_of
 
@@ -34,25 +34,25 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class Errors:
-    """The errors of the detections of one type, as `Matched` has them.
+    """The errors of the detections of one type, as `Judged` has them.
 
     Args:
-        matched: what is right and wrong.
+        judged: what is right and wrong.
         kinds: int64 `[D]`, of each wrong detection its place in `KINDS`; -1 of the others.
         meant: int64 `[D]`, the object on which or near which a wrong detection lies, by which `class` and `location` are mended;
             -1 of the others.
         missed: bool `[G]`, the objects that no detection found, and on which none of kind `class` or `location` lies.
     """
 
-    matched: Matched
+    judged: Judged
     kinds: np.ndarray
     meant: np.ndarray
     missed: np.ndarray
 
     @classmethod
-    def of(cls, matched: Matched) -> Errors:
+    def of(cls, judged: Judged) -> Errors:
         """Tell the kinds of all that is wrong."""
-        own, other = nearest(matched)
+        own, other = nearest(judged)
         (own_iou, own_object), (other_iou, other_object) = own, other
         # The first that holds counts. A detection on a free object of its class would have found it.
         cases = [
@@ -64,11 +64,11 @@ class Errors:
         places = [KINDS.index(kind) for kind in ("location", "class", "duplicate", "background")]
         kinds = np.select(cases, places, KINDS.index("both"))
         meant = np.select([kinds == places[0], kinds == places[1]], [own_object, other_object], _NONE)
-        kinds, meant = (np.where(matched.wrong, values, _NONE) for values in (kinds, meant))
-        reached = np.zeros(len(matched.objects), bool)
-        for objects in (matched.found, meant):
+        kinds, meant = (np.where(judged.wrong, values, _NONE) for values in (kinds, meant))
+        reached = np.zeros(len(judged.objects), bool)
+        for objects in (judged.found, meant):
             reached[objects[objects >= 0]] = True
-        return cls(matched, kinds, meant, matched.counted & ~reached)
+        return cls(judged, kinds, meant, judged.counted & ~reached)
 
     @property
     def counts(self) -> dict[Kind, int]:
@@ -86,27 +86,27 @@ class Errors:
         Args:
             mended: which.
         """
-        detections, objects = self.matched.detections, self.matched.objects
-        classes, right = detections.classes.copy(), self.matched.right
-        stays = ~self.matched.excused & ~np.isin(self.kinds, [KINDS.index(kind) for kind in mended])
+        detections, objects = self.judged.detections, self.judged.objects
+        classes, right = detections.classes.copy(), self.judged.right
+        stays = ~self.judged.excused & ~np.isin(self.kinds, [KINDS.index(kind) for kind in mended])
         better = self._put_right([KINDS.index(kind) for kind in ("class", "location") if kind in mended])
         classes[better] = objects.classes[self.meant[better]]
         right, stays = right | better, stays | better
-        asked = self.matched.counted & ~self.missed if "missed" in mended else self.matched.counted
-        counts = np.bincount(objects.classes[asked], minlength=len(self.matched.truth.class_names))
+        asked = self.judged.counted & ~self.missed if "missed" in mended else self.judged.counted
+        counts = np.bincount(objects.classes[asked], minlength=len(self.judged.truth.class_names))
         values = []
-        for k in np.flatnonzero(self.matched.objects_by_class):
+        for k in np.flatnonzero(self.judged.objects_by_class):
             own = stays & (classes == k)
             values.append(average_precision(detections.scores[own], right[own], int(counts[k])))
         return float(np.mean(values)) if values else float("nan")
 
     def _put_right(self, kinds: list[int]) -> np.ndarray:
         """Bool `[D]`: of the detections of these kinds the best-scored on each object that was not found."""
-        taken = np.zeros(len(self.matched.objects), bool)
-        taken[self.matched.found[self.matched.right]] = True
+        taken = np.zeros(len(self.judged.objects), bool)
+        taken[self.judged.found[self.judged.right]] = True
         candidates = np.flatnonzero(np.isin(self.kinds, kinds))
         candidates = candidates[~taken[self.meant[candidates]]]
-        best_first = candidates[np.argsort(-self.matched.detections.scores[candidates], kind="stable")]
+        best_first = candidates[np.argsort(-self.judged.detections.scores[candidates], kind="stable")]
         _, first = np.unique(self.meant[best_first], return_index=True)
         better = np.zeros(len(self.kinds), bool)
         better[best_first[first]] = True
@@ -121,16 +121,16 @@ class Errors:
         return {"AP50": start, "kinds": kinds, "all": self.average_precision(KINDS)}
 
 
-def nearest(matched: Matched) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def nearest(judged: Judged) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """The object that each detection overlaps most, of its own class and of the others; those to be found alone are looked at.
 
     Returns:
         For its own class and for the others: the IoU, float64 `[D]` (what is below `BACKGROUND` may be 0), and the object, int64
         `[D]`, -1 where none.
     """
-    detections, objects = matched.detections, matched.objects
-    overlap = overlap_of(matched.truth.iou_type, detections, objects, at_least=BACKGROUND, sigmas=matched.sigmas)
-    real = np.flatnonzero(matched.counted)
+    detections, objects = judged.detections, judged.objects
+    overlap = overlap_of(judged.truth.iou_type, detections, objects, at_least=BACKGROUND, sigmas=judged.sigmas)
+    real = np.flatnonzero(judged.counted)
     real = real[np.argsort(objects.images[real], kind="stable")]
     best = [(np.zeros(len(detections)), np.full(len(detections), _NONE)) for _ in range(2)]
     for d, position in pairs_of(detections.images, objects.images[real]):

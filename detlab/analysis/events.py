@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
+
+from detlab.pages import jpeg_uri
 
 TAG = "val/predictions"
 WIDEST = 1400  # pixels; what is wider is made smaller for a page
@@ -35,7 +36,7 @@ def predictions_of(folder: Path, step: float | None) -> dict[str, str]:
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=85)
     said = f"Predictions (score 0.5 and more) and, beside each, the ground truth: first validation images, step {at}"
-    return {said: "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()}
+    return {said: jpeg_uri(out.getvalue())}
 
 
 def _pictures(folder: Path) -> list[tuple[int, bytes]]:

@@ -21,7 +21,7 @@ POSITIVE = 0.5  # IoU from which a detection has found an object
 
 
 @dataclass(frozen=True)
-class Matched:
+class Judged:
     """Detections and objects of a data set, matched at IoU `POSITIVE` (keypoints: at that similarity).
 
     Args:
@@ -54,7 +54,7 @@ class Matched:
         iou_type: IouType,
         *,
         sigmas: Sequence[float] | None = None,
-    ) -> Matched:
+    ) -> Judged:
         """Match COCO results rows with a COCO dict; see `detlab.evaluation.coco.score`, whose matching this is.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from detlab.analysis.errors import KINDS, Errors
-from detlab.analysis.matched import POSITIVE
+from detlab.analysis.judged import POSITIVE
 from detlab.evaluation.matching import pairs_of
 from detlab.evaluation.overlaps import overlap_of
 
@@ -27,17 +27,17 @@ def label_errors_of(
         The images concerned, all categories, and annotations, ids from 1, with a `review`: `not annotated`, with its `score`, the
         most confident first, or `never found` by a detection of any class, at any score, with its `annotation_id`.
     """
-    matched, truth = errors.matched, errors.matched.truth
-    detections = matched.detections
+    judged, truth = errors.judged, errors.judged.truth
+    detections = judged.detections
     suspected = (errors.kinds == KINDS.index("background")) & (detections.scores >= thresholds[detections.classes])
     order = np.flatnonzero(suspected)
     rows = []
     for d in order[np.argsort(-detections.scores[order], kind="stable")].tolist():
-        row = results[int(matched.rows[d])]
+        row = results[int(judged.rows[d])]
         kept = {key: row[key] for key in ("image_id", "category_id", "bbox", "segmentation", "score") if key in row}
         rows.append({**kept, "area": float(detections.areas[d]), "iscrowd": 0, "review": "not annotated"})
     for g in np.flatnonzero(_never_found(errors)).tolist():
-        annotation = truth.annotations[int(matched.annotations[g])]
+        annotation = truth.annotations[int(judged.annotations[g])]
         kept = {
             key: annotation[key]
             for key in ("image_id", "category_id", "bbox", "segmentation", "area")
@@ -56,13 +56,13 @@ def label_errors_of(
 
 def _never_found(errors: Errors) -> np.ndarray:
     """Bool `[G]`: the objects that no detection of any class overlaps by `POSITIVE`."""
-    matched = errors.matched
-    found = ~matched.counted
-    order = np.argsort(matched.objects.images, kind="stable")
+    judged = errors.judged
+    found = ~judged.counted
+    order = np.argsort(judged.objects.images, kind="stable")
     overlap = overlap_of(
-        matched.truth.iou_type, matched.detections, matched.objects, at_least=POSITIVE, sigmas=matched.sigmas
+        judged.truth.iou_type, judged.detections, judged.objects, at_least=POSITIVE, sigmas=judged.sigmas
     )
-    for d, position in pairs_of(matched.detections.images, matched.objects.images[order]):
+    for d, position in pairs_of(judged.detections.images, judged.objects.images[order]):
         g = order[position]
         with np.errstate(all="ignore"):
             found[g[overlap(d, g) >= POSITIVE]] = True

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from detlab.analysis.matched import Matched
+from detlab.analysis.judged import Judged
 from detlab.structures import ClassMap, IouType
 
 FALLBACK = 0.5  # of a class of which nothing was found that could tell
@@ -31,24 +31,24 @@ class Operating:
     f1: float | None = None
 
 
-def operating_thresholds(matched: Matched, *, precision: float | None = None) -> list[Operating]:
+def operating_thresholds(judged: Judged, *, precision: float | None = None) -> list[Operating]:
     """The threshold of each class that is best by F1, or that has a wanted precision.
 
     The data tell between which two scores the threshold lies; of all between them, which do the same on these data, the middle is
     taken (below the lowest score: the middle to 0).
 
     Args:
-        matched: what is right and wrong at IoU 0.5.
+        judged: what is right and wrong at IoU 0.5.
         precision: the lowest threshold with at least this precision, 0..1; None: the best F1, and of equal ones the highest.
 
     Returns:
         One for each class, in the order of the categories' ids.
     """
-    objects = matched.objects_by_class
+    objects = judged.objects_by_class
     found = []
     for k in range(len(objects)):
-        own = (matched.detections.classes == k) & ~matched.excused
-        found.append(_operating(matched.detections.scores[own], matched.right[own], int(objects[k]), precision))
+        own = (judged.detections.classes == k) & ~judged.excused
+        found.append(_operating(judged.detections.scores[own], judged.right[own], int(objects[k]), precision))
     return found
 
 
@@ -70,9 +70,9 @@ def _operating(scores: np.ndarray, right: np.ndarray, objects: int, wanted: floa
     return Operating(middle, float(precisions[best]), float(recalls[best]), float(f1[best]))
 
 
-def by_label(found: Sequence[Operating], matched: Matched, class_map: ClassMap) -> list[Operating]:
+def by_label(found: Sequence[Operating], judged: Judged, class_map: ClassMap) -> list[Operating]:
     """The same in the order of the labels 1..K, which need not be that of the categories' ids."""
-    return [found[matched.truth.class_numbers[category_id]] for category_id in class_map.category_ids]
+    return [found[judged.truth.class_numbers[category_id]] for category_id in class_map.category_ids]
 
 
 def record_of(
@@ -95,8 +95,8 @@ def record_of(
     Returns:
         `iou_type`, `by` ("f1"), and `thresholds`, `precision`, `recall`, `f1` by class; None where nothing was found.
     """
-    matched = Matched.of(ground_truth, results, iou_type, sigmas=sigmas)
-    found = by_label(operating_thresholds(matched), matched, class_map)
+    judged = Judged.of(ground_truth, results, iou_type, sigmas=sigmas)
+    found = by_label(operating_thresholds(judged), judged, class_map)
     return {
         "iou_type": iou_type,
         "by": "f1",

@@ -27,11 +27,11 @@ class Believed:
     @classmethod
     def of(cls, errors: Errors, thresholds: np.ndarray) -> Believed:
         """By thresholds, float64 `[K]`, in the order of the categories' ids."""
-        matched = errors.matched
-        kept = matched.detections.scores >= thresholds[matched.detections.classes]
+        judged = errors.judged
+        kept = judged.detections.scores >= thresholds[judged.detections.classes]
         # A detection chooses before all of lower score, so that leaving those out changes nothing for it.
-        found = np.zeros(len(matched.objects), bool)
-        found[matched.found[kept & matched.right]] = True
+        found = np.zeros(len(judged.objects), bool)
+        found[judged.found[kept & judged.right]] = True
         return cls(errors, kept, found)
 
     def worst(self) -> list[dict[str, Any]]:
@@ -40,18 +40,18 @@ class Believed:
         Returns:
             Of each `image_id`, `file_name` (None where the ground truth has none), `errors`, `wrong` (by kind) and `not_found`.
         """
-        matched = self.errors.matched
-        ids = list(matched.truth.image_numbers)
-        wrong, lost = self.kept & matched.wrong, matched.counted & ~self.found
+        judged = self.errors.judged
+        ids = list(judged.truth.image_numbers)
+        wrong, lost = self.kept & judged.wrong, judged.counted & ~self.found
         by_kind = np.zeros((len(ids), len(KINDS)), np.int64)
-        np.add.at(by_kind, (matched.detections.images[wrong], self.errors.kinds[wrong]), 1)
-        not_found = np.bincount(matched.objects.images[lost], minlength=len(ids))
+        np.add.at(by_kind, (judged.detections.images[wrong], self.errors.kinds[wrong]), 1)
+        not_found = np.bincount(judged.objects.images[lost], minlength=len(ids))
         totals = by_kind.sum(1) + not_found
         order = np.argsort(-totals, kind="stable")
         return [
             {
                 "image_id": ids[i],
-                "file_name": matched.truth.images[ids[i]].get("file_name"),
+                "file_name": judged.truth.images[ids[i]].get("file_name"),
                 "errors": int(totals[i]),
                 "wrong": {kind: int(count) for kind, count in zip(KINDS, by_kind[i], strict=True) if count},
                 "not_found": int(not_found[i]),

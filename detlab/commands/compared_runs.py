@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detlab.analysis.runs import read_run
 from detlab.commands.score import read_json
 from detlab.errors import UserError
 from detlab.untrusted import json_of, saved_config
@@ -33,6 +30,7 @@ class FinishedRun:
     record: dict[str, Any]  # run.json
     config: DictConfig
     results: list[dict[str, Any]]  # of the best evaluation
+    seconds: float | None  # from its start to its end
     speed: float | None  # images a second in training, the median of the lines
 
     @classmethod
@@ -63,30 +61,8 @@ class FinishedRun:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error}).") from None
         results = read_json(folder / "predictions.json", list, "COCO results are a list of detections")
-        return cls(folder, record, saved_config(text, path), results, _speed(folder / "metrics.jsonl"))
-
-    @property
-    def seconds(self) -> float | None:
-        """From its start to its end; None where that is not recorded."""
-        try:
-            begun, ended = (datetime.fromisoformat(self.record[key]) for key in ("started", "ended"))
-            return (ended - begun).total_seconds()
-        except (KeyError, TypeError, ValueError):
-            return None
-
-
-def _speed(path: Path) -> float | None:
-    """The median of `perf/images_per_second`; None where there is none."""
-    rates = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            content = json.loads(line)
-            rate = content["perf/images_per_second"] if "perf/images_per_second" in content else None
-            if isinstance(rate, int | float) and math.isfinite(rate):
-                rates.append(rate)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
-    return statistics.median(rates) if rates else None
+        known = read_run(folder, folder)
+        return cls(folder, record, saved_config(text, path), results, known.seconds, known.images_per_second())
 
 
 def check_same_images(a: FinishedRun, b: FinishedRun) -> None:

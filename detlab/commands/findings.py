@@ -16,8 +16,8 @@ from detlab.analysis.confusion import confusion_of
 from detlab.analysis.curves import curves_of
 from detlab.analysis.errors import MEANING, Errors
 from detlab.analysis.errors_page import MOST_WORST, page
+from detlab.analysis.judged import Judged
 from detlab.analysis.label_errors import label_errors_of
-from detlab.analysis.matched import Matched
 from detlab.analysis.thresholds import Operating, by_label, given, operating_thresholds
 from detlab.analysis.worst import Believed
 from detlab.structures import DetectionDataset, IouType
@@ -26,7 +26,7 @@ from detlab.writer import plain
 
 MOST_REVIEWED = 12  # images with likely label errors that are drawn beside the worst ones
 LONGER_SIDE = 640  # pixels of a picture on the page
-RIGHT, WRONG, NEITHER = (0, 158, 115), (213, 94, 0), (150, 150, 150)
+GREY = (150, 150, 150)
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ class Findings:
         believed: Believed | None = None
         for iou_type in iou_types:
             if iou_type != "keypoints":
-                matched = Matched.of(ground_truth, results, iou_type)
-                kinds = Errors.of(matched)
+                judged = Judged.of(ground_truth, results, iou_type)
+                kinds = Errors.of(judged)
                 errors[iou_type] = kinds.summary()
-                found = operating_thresholds(matched, precision=precision)
+                found = operating_thresholds(judged, precision=precision)
                 least = given([one.threshold for one in found])
-                names = matched.truth.class_names
-                curves[iou_type] = dict(zip(names, curves_of(matched), strict=True))
-                calibration[iou_type] = calibration_of(matched)
-                confusion[iou_type] = {"classes": [*names, "background"], "counts": confusion_of(matched, least)}
+                names = judged.truth.class_names
+                curves[iou_type] = dict(zip(names, curves_of(judged), strict=True))
+                calibration[iou_type] = calibration_of(judged)
+                confusion[iou_type] = {"classes": [*names, "background"], "counts": confusion_of(judged, least)}
                 label_errors = label_errors_of(kinds, ground_truth, results, least)
                 believed = Believed.of(kinds, least)
-                thresholds[iou_type] = by_label(found, matched, dataset.class_map)
+                thresholds[iou_type] = by_label(found, judged, dataset.class_map)
         worst = {
-            "iou_type": None if believed is None else believed.errors.matched.truth.iou_type,
+            "iou_type": None if believed is None else believed.errors.judged.truth.iou_type,
             "images": [] if believed is None else believed.worst(),
         }
         return cls(
@@ -194,28 +194,28 @@ def pictures_of(
     Returns:
         By id what each of two pictures shows and its data: URI.
     """
-    from detlab.pictures import draw, jpeg, of_rows
+    from detlab.pictures import COLOURS, draw, jpeg, of_rows
 
-    matched = believed.errors.matched
+    judged = believed.errors.judged
     labels = {category_id: label for label, category_id in enumerate(dataset.class_map.category_ids, start=1)}
     places = {image["id"]: place for place, image in enumerate(dataset.ground_truth()["images"])}
-    detected = np.select([matched.right, matched.wrong], [0, 1], 2)
-    real = np.select([~matched.counted, believed.found], [2, 0], 1)
-    colours = (RIGHT, WRONG, NEITHER)
+    detected = np.select([judged.right, judged.wrong], [0, 1], 2)
+    real = np.select([~judged.counted, believed.found], [2, 0], 1)
+    colours = (COLOURS[2], COLOURS[5], GREY)  # right, wrong, neither
     drawn = {}
     for image_id in image_ids:
-        image, number = dataset[places[image_id]][0], matched.truth.image_numbers[image_id]
-        d = np.flatnonzero(believed.kept & (matched.detections.images == number))
-        d = d[np.argsort(matched.detections.scores[d], kind="stable")]  # the best lies over the others
-        g = np.flatnonzero(matched.objects.images == number)
+        image, number = dataset[places[image_id]][0], judged.truth.image_numbers[image_id]
+        d = np.flatnonzero(believed.kept & (judged.detections.images == number))
+        d = d[np.argsort(judged.detections.scores[d], kind="stable")]  # the best lies over the others
+        g = np.flatnonzero(judged.objects.images == number)
         sides = (
-            ("prediction", [results[row] for row in matched.rows[d].tolist()], detected[d]),
-            ("ground truth", [matched.truth.annotations[row] for row in matched.annotations[g].tolist()], real[g]),
+            ("prediction", [results[row] for row in judged.rows[d].tolist()], detected[d]),
+            ("ground truth", [judged.truth.annotations[row] for row in judged.annotations[g].tolist()], real[g]),
         )
         shown = []
         for said, rows, states in sides:
             picture = draw(
-                image, of_rows(rows, labels, (matched.truth.iou_type,)), dataset.class_map, None, threshold=0.0,
+                image, of_rows(rows, labels, (judged.truth.iou_type,)), dataset.class_map, None, threshold=0.0,
                 shorter_side=288, colours=[colours[state] for state in states.tolist()],
             )  # fmt: skip
             shown.append((said, pages.jpeg_uri(jpeg(picture, longer_side=LONGER_SIDE))))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detlab.errors import UserError
+
+if TYPE_CHECKING:
+    from detlab.analysis.report import Report
 
 PAGE, MARKDOWN, TABLE = "report.html", "report.md", "report.csv"
 
@@ -53,13 +57,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write(report: object, out: Path) -> None:
+def _write(report: Report, out: Path) -> None:
     from detlab import storage
     from detlab.analysis.events import predictions_of
-    from detlab.analysis.page import page
-    from detlab.analysis.report import Report
+    from detlab.analysis.report_page import page
 
-    assert isinstance(report, Report)
     pictures: dict[str, str] = {}
     if report.ranked() and report.metric is not None:
         best = report.ranked()[0][1]

@@ -29,9 +29,7 @@ class Matches(NamedTuple):
     detections: np.ndarray  # int64 [C], ascending
     found: np.ndarray  # bool [C, A, T], an object, at a threshold and for a range of areas
     ignored: np.ndarray  # bool [C, A, T], and that is one to be ignored
-    objects: (
-        np.ndarray
-    )  # int64 [C], the object found at the lowest threshold and for the first range; -1 where none was
+    objects: np.ndarray  # int64 [C], found at the lowest threshold and for the first range; -1 where none was
 
 
 class _Candidates(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 from conftest import SHARED
 
 from detlab.analysis.errors import KINDS, Errors
-from detlab.analysis.matched import Matched
+from detlab.analysis.judged import Judged
 from detlab.evaluation.coco import score
 from detlab.masks import encode
 
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[list[Any], list[Any], float]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_alone_is_counted_as_that_kind_and_nothing_else(kind: str, iou_type: Any) -> None:
     objects, found, left = CASES[kind]
-    errors = Errors.of(Matched.of(truth(*objects), results(*found), iou_type))
+    errors = Errors.of(Judged.of(truth(*objects), results(*found), iou_type))
     assert errors.counts == {other: int(other == kind) for other in KINDS}
     told = errors.summary()
     assert told["AP50"] == pytest.approx(left, abs=1e-12)
@@ -88,7 +88,7 @@ def test_each_kind_alone_is_counted_as_that_kind_and_nothing_else(kind: str, iou
 
 
 def errors_of(objects: list[Any], found: list[Any], **truth_settings: Any) -> Errors:
-    return Errors.of(Matched.of(truth(*objects, **truth_settings), results(*found), "bbox"))
+    return Errors.of(Judged.of(truth(*objects, **truth_settings), results(*found), "bbox"))
 
 
 def test_what_lies_in_a_crowd_region_is_no_error_and_the_region_is_not_missed() -> None:
@@ -153,10 +153,10 @@ def test_on_a_hundred_images_of_coco_the_ap_is_cocos_and_mending_all_gives_1(iou
     files = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     ground_truth = next(content for content in files.values() if isinstance(content, dict))
     found = next(content for name, content in files.items() if isinstance(content, list) and iou_type in name)
-    errors = Errors.of(Matched.of(ground_truth, found, iou_type))
+    errors = Errors.of(Judged.of(ground_truth, found, iou_type))
     told = errors.summary()
     assert told["AP50"] == pytest.approx(ap50, abs=1e-9)  # ../shared/README.md
     assert told["all"] == pytest.approx(1.0, abs=1e-12)
-    wrong, counts = int(errors.matched.wrong.sum()), errors.counts
+    wrong, counts = int(errors.judged.wrong.sum()), errors.counts
     assert sum(counts.values()) - counts["missed"] == wrong > 50
     assert all(told["kinds"][kind]["gain"] >= 0 for kind in KINDS)

@@ -9,8 +9,8 @@ from detlab.analysis.calibration import calibration_of
 from detlab.analysis.confusion import confusion_of
 from detlab.analysis.curves import curves_of
 from detlab.analysis.errors import Errors
+from detlab.analysis.judged import Judged
 from detlab.analysis.label_errors import label_errors_of
-from detlab.analysis.matched import Matched
 from detlab.evaluation.coco import score
 
 # Categories by id: dog 2, cat 4. A cat that is found, a cat taken for a dog, a dog that nobody sees, and a crowd of cats.
@@ -38,28 +38,28 @@ LEAST = np.array([0.5, 0.5])
 
 
 @pytest.fixture
-def matched() -> Matched:
-    return Matched.of(TRUTH, RESULTS, "bbox")
+def judged() -> Judged:
+    return Judged.of(TRUTH, RESULTS, "bbox")
 
 
-def test_a_confusion_matrix_has_the_background_beside_the_classes(matched: Matched) -> None:
+def test_a_confusion_matrix_has_the_background_beside_the_classes(judged: Judged) -> None:
     # Rows: dog, cat, background; columns: taken for dog, cat, background.
-    assert confusion_of(matched, LEAST) == [[0, 0, 1], [1, 1, 0], [0, 1, 0]]
-    assert confusion_of(matched, np.array([0.1, 1.0])) == [[0, 0, 1], [1, 0, 1], [1, 0, 0]]
-    assert confusion_of(Matched.of(TRUTH, [], "bbox"), LEAST) == [[0, 0, 1], [0, 0, 2], [0, 0, 0]]
+    assert confusion_of(judged, LEAST) == [[0, 0, 1], [1, 1, 0], [0, 1, 0]]
+    assert confusion_of(judged, np.array([0.1, 1.0])) == [[0, 0, 1], [1, 0, 1], [1, 0, 0]]
+    assert confusion_of(Judged.of(TRUTH, [], "bbox"), LEAST) == [[0, 0, 1], [0, 0, 2], [0, 0, 0]]
 
 
-def test_the_calibration_error_is_the_mean_difference_of_score_and_precision(matched: Matched) -> None:
-    told = calibration_of(matched)
+def test_the_calibration_error_is_the_mean_difference_of_score_and_precision(judged: Judged) -> None:
+    told = calibration_of(judged)
     # By hand, of the four outside the crowd region: 0.85 is right, the others are wrong.
     assert told["error"] == pytest.approx((0.15 + 0.75 + 0.95 + 0.25) / 4)
     assert [one["count"] for one in told["bins"]] == [0, 0, 1, 0, 0, 0, 0, 1, 1, 1]
     assert (told["bins"][8]["score"], told["bins"][8]["precision"]) == (pytest.approx(0.85), 1.0)
-    assert np.isnan(calibration_of(Matched.of(TRUTH, [], "bbox"))["error"])
+    assert np.isnan(calibration_of(Judged.of(TRUTH, [], "bbox"))["error"])
 
 
-def test_likely_label_errors_are_a_coco_file_of_what_is_not_annotated_and_what_is_never_found(matched: Matched) -> None:
-    told = label_errors_of(Errors.of(matched), TRUTH, RESULTS, LEAST)
+def test_likely_label_errors_are_a_coco_file_of_what_is_not_annotated_and_what_is_never_found(judged: Judged) -> None:
+    told = label_errors_of(Errors.of(judged), TRUTH, RESULTS, LEAST)
     assert [image["id"] for image in told["images"]] == [1]
     assert told["annotations"] == [
         {"id": 1, "image_id": 1, "category_id": 4, "bbox": [0, 40, 10, 10], "score": 0.95, "area": 100.0, "iscrowd": 0,
@@ -72,8 +72,8 @@ def test_likely_label_errors_are_a_coco_file_of_what_is_not_annotated_and_what_i
     assert score(told, again, "bbox")["bbox/AP"] == pytest.approx(1.0)
 
 
-def test_a_classs_precision_over_recall_has_its_ap50_as_its_mean(matched: Matched) -> None:
-    dog, cat = curves_of(matched)
+def test_a_classs_precision_over_recall_has_its_ap50_as_its_mean(judged: Judged) -> None:
+    dog, cat = curves_of(judged)
     assert dog == [0.0] * 101
     # The wrong one first, then one of two cats: 1/2 up to a recall of 0.5.
     assert cat == [pytest.approx(0.5)] * 51 + [0.0] * 50

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from detlab.analysis.matched import Matched
+from detlab.analysis.judged import Judged
 from detlab.analysis.thresholds import Operating, operating_thresholds, record_of
 from detlab.structures import ClassMap
 
@@ -29,7 +29,7 @@ CURVE = matched([0, 1, 2, 3], [(0, 0.9), (1, 0.8), (5, 0.7), (2, 0.6), (6, 0.4)]
 
 
 def test_the_threshold_of_the_best_f1_lies_between_the_last_that_is_believed_and_the_next() -> None:
-    dog, cat = operating_thresholds(Matched.of(*CURVE, "bbox"))
+    dog, cat = operating_thresholds(Judged.of(*CURVE, "bbox"))
     # By hand: F1 of the first 1 to 5 is 2/5, 4/6, 4/7, 6/8, 6/9.
     assert cat == Operating(pytest.approx(0.5), 0.75, 0.75, 0.75)
     assert dog == Operating(None)
@@ -45,18 +45,18 @@ def test_the_threshold_of_the_best_f1_lies_between_the_last_that_is_believed_and
     ],
 )
 def test_the_threshold_of_a_precision_is_the_lowest_that_has_it(wanted: float, expected: Operating) -> None:
-    found = operating_thresholds(Matched.of(*CURVE, "bbox"), precision=wanted)[1]
+    found = operating_thresholds(Judged.of(*CURVE, "bbox"), precision=wanted)[1]
     assert found == Operating(*(pytest.approx(value) for value in vars(expected).values()))
 
 
 def test_a_precision_that_no_threshold_has_gives_none() -> None:
     found = matched([0], [(5, 0.9), (0, 0.8)])
-    assert operating_thresholds(Matched.of(*found, "bbox"), precision=0.9)[1] == Operating(None)
+    assert operating_thresholds(Judged.of(*found, "bbox"), precision=0.9)[1] == Operating(None)
 
 
 def test_detections_of_one_score_are_believed_together_or_not_at_all() -> None:
     found = matched([0, 1], [(0, 0.9), (1, 0.5), (5, 0.5), (6, 0.5)])
-    cat = operating_thresholds(Matched.of(*found, "bbox"))[1]
+    cat = operating_thresholds(Judged.of(*found, "bbox"))[1]
     # The first alone 2/3, all four 4/6: of equals the higher threshold.
     assert cat == Operating(pytest.approx(0.7), 1.0, 0.5, pytest.approx(2 / 3))
 
@@ -76,5 +76,5 @@ def test_what_lies_in_a_crowd_region_does_not_move_the_threshold() -> None:
     region = {"id": 9, "image_id": 1, "category_id": 4, "bbox": [50, 0, 40, 8], "iscrowd": 1}
     crowded = {**truth, "annotations": [*truth["annotations"], region]}
     # The two wrong ones lie in it: all three others are right, down to the lowest.
-    cat = operating_thresholds(Matched.of(crowded, rows, "bbox"))[1]
+    cat = operating_thresholds(Judged.of(crowded, rows, "bbox"))[1]
     assert cat == Operating(pytest.approx(0.3), 1.0, 0.75, pytest.approx(6 / 7))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detlab.analysis.errors import Errors
-from detlab.analysis.matched import Matched
+from detlab.analysis.judged import Judged
 from detlab.analysis.worst import Believed
 
 # Image 5: a dog that is found and one that is not, and a believed box where nothing is. Image 3: a dog found. Image 9: two dogs
@@ -42,7 +42,7 @@ RESULTS = [
 
 
 def worst(threshold: float) -> list[dict[str, object]]:
-    return Believed.of(Errors.of(Matched.of(TRUTH, RESULTS, "bbox")), np.array([threshold])).worst()
+    return Believed.of(Errors.of(Judged.of(TRUTH, RESULTS, "bbox")), np.array([threshold])).worst()
 
 
 def test_images_stand_by_the_number_of_errors_above_the_threshold() -> None:
