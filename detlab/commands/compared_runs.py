@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detlab.analysis.runs import read_run
 from detlab.commands.score import read_json
 from detlab.errors import UserError
 from detlab.untrusted import json_of, saved_config
@@ -61,6 +60,9 @@ class FinishedRun:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error}).") from None
         results = read_json(folder / "predictions.json", list, "COCO results are a list of detections")
+        # Only now: it brings Hydra, which --help should not.
+        from detlab.analysis.runs import read_run
+
         known = read_run(folder, folder)
         return cls(folder, record, saved_config(text, path), results, known.seconds, known.images_per_second())
 
