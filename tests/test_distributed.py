@@ -174,13 +174,15 @@ def test_two_processes_give_the_losses_and_the_evaluation_of_one(
     assert len(json.loads(same[0])) > 0
 
 
-@pytest.mark.slow
-def test_a_sweep_in_two_processes_ends_each_of_ten_times(detlab: Detlab, tmp_path: Path) -> None:
-    seeds = ",".join(map(str, range(10)))
+@pytest.mark.parametrize(
+    "times", [pytest.param(4, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)]
+)
+def test_a_sweep_in_two_processes_ends_each_time(detlab: Detlab, tmp_path: Path, times: int) -> None:
+    seeds = ",".join(map(str, range(times)))
     run = (*TINY, "devices=2", "max_steps=1", "dataset.val_size=2")
     assert detlab("-m", *run, f"seed={seeds}", "hydra.sweep.dir=sweep") == 0
     jobs = [json.loads((job / "run.json").read_text()) for job in (tmp_path / "sweep").iterdir() if job.is_dir()]
-    assert sorted(job["seed"] for job in jobs) == list(range(10))
+    assert sorted(job["seed"] for job in jobs) == list(range(times))
     assert {job["state"] for job in jobs} == {"done"}
     assert {job["hardware"]["processes"] for job in jobs} == {2}
 

@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["maskrcnn", "mobilenet"])
-def test_a_run_killed_ten_times_ends_as_one_that_was_left_alone(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "kills"),
+    [
+        pytest.param("mobilenet", 3, marks=pytest.mark.slow),
+        pytest.param("maskrcnn", 3, marks=pytest.mark.slow),
+        pytest.param("mobilenet", 10, marks=pytest.mark.long),
+        pytest.param("maskrcnn", 10, marks=pytest.mark.long),
+    ],
+)
+def test_a_run_killed_again_and_again_ends_as_one_that_was_left_alone(model: str, kills: int, tmp_path: Path) -> None:
     # In a process of its own: it forks, which is safe only before torch has started threads.
-    command = [sys.executable, str(Path(__file__).with_name("soak.py")), "--kills", "10", "--steps", "20"]
+    command = [sys.executable, str(Path(__file__).with_name("soak.py")), "--kills", str(kills), "--steps", "20"]
     done = subprocess.run(
         [*command, "--model", model, "--folder", str(tmp_path)], capture_output=True, text=True, check=False
     )
