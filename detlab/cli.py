@@ -54,7 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        print(f"detlab: no command {command!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        from detlab.config import did_you_mean
+
+        hint = did_you_mean(command, list(COMMANDS))
+        print(f"detlab: no command {command!r}; there are {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
         return 2
     if command == "train":
         from detlab import run

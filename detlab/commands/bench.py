@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides",
         metavar="OVERRIDE",
         nargs="*",
+        default=[],
         help="key=value, group=choice, as of a run; bench=train (the default), predict, evaluate (COCO's numbers of made "
         "detections), masks (made into run lengths), start (to the first batch) or growth (what more images, objects, classes "
         "and processes cost); bench.rounds=5, bench.units=3 (of train, predict and growth: steps or images in a round), "

@@ -83,7 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("a", metavar="A", type=Path, help="a run's folder; with --ground-truth, a COCO results file")
     parser.add_argument("b", metavar="B", type=Path, help="another one")
     parser.add_argument(
-        "overrides", metavar="OVERRIDE", nargs="*", help="such as dataset.root=DIR, where the data have moved"
+        "overrides",
+        metavar="OVERRIDE",
+        nargs="*",
+        default=[],
+        help="such as dataset.root=DIR, where the data have moved",
     )
     parser.add_argument(
         "--ground-truth", type=Path, metavar="GT.json", help="A and B are results files on this ground truth"

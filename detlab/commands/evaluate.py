@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides",
         metavar="OVERRIDE",
         nargs="*",
+        default=[],
         help="key=value, group=choice; of " + ", ".join(TAKEN),
     )
     parser.add_argument("--part", default="val", help="part of the data set: train, val (the default) or test")

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder; with --failed a sweep's")
-    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, behind the run's own")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", default=[], help="key=value, behind the run's own")
     parser.add_argument(
         "--failed", action="store_true", help="the jobs of a sweep that are not done, in their own folders"
     )

@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: detlab show dataset=pennfudan dataset.root=DIR model=mobilenet augmentation=multiscale",
         allow_abbrev=False,
     )
-    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, group=choice, as of a run")
+    parser.add_argument(
+        "overrides", metavar="OVERRIDE", nargs="*", default=[], help="key=value, group=choice, as of a run"
+    )
     parser.add_argument("--part", default="train", help="part of the data set: train (the default), val or test")
     parser.add_argument(
         "--count", type=number_from_1, default=16, help="how many samples to draw (default: %(default)s)"

@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: detlab validate dataset=coco dataset.root=DIR",
         allow_abbrev=False,
     )
-    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="key=value, group=choice, as of a run")
+    parser.add_argument(
+        "overrides", metavar="OVERRIDE", nargs="*", default=[], help="key=value, group=choice, as of a run"
+    )
     parser.add_argument(
         "--no-decode",
         dest="decode",

@@ -33,7 +33,18 @@ def test_the_help_of_a_command_comes_without_torch(command: str) -> None:
 
 def test_what_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predcit"]) == 2
-    assert "no command 'predcit'; there are train, " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("detlab: no command 'predcit'; there are train, ")
+    assert said.endswith(" Did you mean predict?\n")
+
+
+@pytest.mark.parametrize(("command", "missing"), [("evaluate", "RUN"), ("rerun", "RUN"), ("compare", "A, B")])
+def test_what_is_missing_is_named_and_nothing_else(
+    command: str, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command])
+    assert capsys.readouterr().err.strip().endswith(f"the following arguments are required: {missing}")
 
 
 @pytest.mark.parametrize(
