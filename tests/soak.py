@@ -93,7 +93,9 @@ def attempt(folder: Path, arguments: list[str], harm: Harm) -> int:
 
 
 def soak(folder: Path, overrides: tuple[str, ...], *, kills: int, seed: int, steps: int) -> dict[str, int]:
-    """Kill runs `kills` times in all, resumed each time, and hold each that reaches its end against one left alone.
+    """Kill runs `kills` times in all, each time resumed, and hold each that reaches its end against one left alone.
+
+    Every kind of harm has its turn: of five kills each is another.
 
     Returns:
         How often each harm was done, and how many runs were brought to their end.
@@ -112,8 +114,8 @@ def soak(folder: Path, overrides: tuple[str, ...], *, kills: int, seed: int, ste
         status = -9
         while status != 0:
             harm = Harm(seconds=chance.uniform(0.3, 5))
-            if chance.random() < 0.5:
-                harm = Harm(call=chance.choice(CALLS), count=chance.choice((1, 2, 3, 5, 8, 13, 200)), seconds=8)
+            if (rarest := min(("killed", *CALLS), key=done.__getitem__)) != "killed":
+                harm = Harm(call=rarest, count=chance.choice((1, 2, 3, 5, 8, 13)), seconds=8)
             if sum(done.values()) - done["runs"] >= kills:
                 harm = Harm(seconds=3600)
             status = attempt(folder, [*arguments, "hydra.run.dir=killed"], harm)
