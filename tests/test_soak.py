@@ -9,18 +9,15 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.parametrize("model", ["mobilenet", "maskrcnn"])
 @pytest.mark.parametrize(
-    ("model", "kills"),
-    [
-        pytest.param("mobilenet", 3, marks=pytest.mark.slow),
-        pytest.param("maskrcnn", 3, marks=pytest.mark.slow),
-        pytest.param("mobilenet", 10, marks=pytest.mark.long),
-        pytest.param("maskrcnn", 10, marks=pytest.mark.long),
-    ],
+    ("kills", "steps"), [pytest.param(5, 10, marks=pytest.mark.slow), pytest.param(10, 20, marks=pytest.mark.long)]
 )
-def test_a_run_killed_again_and_again_ends_as_one_that_was_left_alone(model: str, kills: int, tmp_path: Path) -> None:
+def test_a_run_killed_again_and_again_ends_as_one_that_was_left_alone(
+    model: str, kills: int, steps: int, tmp_path: Path
+) -> None:
     # In a process of its own: it forks, which is safe only before torch has started threads.
-    command = [sys.executable, str(Path(__file__).with_name("soak.py")), "--kills", str(kills), "--steps", "20"]
+    command = [sys.executable, str(Path(__file__).with_name("soak.py")), "--kills", str(kills), "--steps", str(steps)]
     done = subprocess.run(
         [*command, "--model", model, "--folder", str(tmp_path)], capture_output=True, text=True, check=False
     )
