@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -71,6 +74,19 @@ def gpus_here() -> list[str]:
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         return os.environ["CUDA_VISIBLE_DEVICES"].split(",")[:count]
     return [str(number) for number in range(count)]
+
+
+def in_grace() -> bool:
+    """Whether SLURM has told this job to make room, and still counts it as running.
+
+    A job that ends within the time of grace is done for SLURM, which does not put it back into the queue; one without grace, or
+    cancelled, does not count as running once it is told.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or shutil.which("scontrol") is None:
+        return False
+    said = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout
+    return "JobState=RUNNING" in said and re.search(r"PreemptTime=\d", said) is not None
 
 
 _GPU: list[FileLock] = []
@@ -224,7 +240,7 @@ if installed(EXTRAS["hydra_plugins.detlab.SubmititLocal"][0]):
                 with leaving_at_once(), handling((number,), leave):
                     return super().__call__(*arguments)  # pyright: ignore[reportAttributeAccessIssue]
             except Interrupted as left:
-                if asked and callable(requeue):
+                if (asked or in_grace()) and callable(requeue):
                     requeue(number, None)  # submitit's own; leaves the process
                 sys.exit(left.status)
 

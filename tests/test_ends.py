@@ -49,10 +49,13 @@ def weights(run: Path) -> list[bytes]:
     return [value.numpy().tobytes() for value in read(run / "checkpoints" / "last.pt")["model"].values()]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "devices", "whole_group"),
-    [(signal.SIGUSR1, 1, False), (signal.SIGTERM, 2, False), (signal.SIGTERM, 1, True)],
+    [
+        pytest.param(signal.SIGUSR1, 1, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 1, True, marks=pytest.mark.long),
+    ],
 )
 def test_a_schedulers_signal_saves_within_seconds_leaves_with_75_and_is_resumed_exactly(
     tmp_path: Path, number: signal.Signals, devices: int, whole_group: bool
@@ -145,8 +148,13 @@ def harmful(**settings):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", ["epoch", "all-reduce", "evaluation", "save"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, marks=pytest.mark.slow if place in ("epoch", "save") else pytest.mark.long)
+        for place in ("epoch", "all-reduce", "evaluation", "save")
+    ],
+)
 def test_a_killed_process_ends_all_and_the_run_can_be_resumed(tmp_path: Path, place: str) -> None:
     (tmp_path / "harm.py").write_text(HARM)
     run = (*TINY, "devices=2", "epochs=2", "model._target_=harm.harmful", "checkpoint.every_minutes=0.0001")
@@ -228,12 +236,12 @@ def test_an_evaluation_is_the_same_for_one_two_and_three_processes_and_odd_sizes
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     try:
-        alone = score_in_each_size((1, 2, 7, 50))
+        alone = score_in_each_size((1, 2, 7, 20))
     finally:
         torch.set_num_threads(threads)
     assert len({value for metrics in alone.values() for value in metrics.values()}) > 10
     for processes in (2, 3):
-        assert distributed.launch(score_in_each_size, (1, 2, 7, 50), processes=processes, minutes=5) == alone
+        assert distributed.launch(score_in_each_size, (1, 2, 7, 20), processes=processes, minutes=5) == alone
 
 
 @pytest.mark.slow

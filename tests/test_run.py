@@ -289,8 +289,14 @@ def test_the_tutorials_own_data_set_class_works_by_target_unchanged(
     assert {"val/bbox/AP", "val/segm/AP"} <= lines[-1].keys()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["maskrcnn", "fasterrcnn", "mobilenet"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("maskrcnn", marks=pytest.mark.long),  # the default, which the recipes and most tests train
+        pytest.param("fasterrcnn", marks=pytest.mark.slow),
+        pytest.param("mobilenet", marks=pytest.mark.slow),
+    ],
+)
 def test_smoke_takes_each_model_through_the_whole_run(detlab: Detlab, tmp_path: Path, model: str) -> None:
     assert detlab("debug=smoke", f"model={model}", "hydra.run.dir=a") == 0
     assert (tmp_path / "a" / "checkpoints" / "best.pt").exists()

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("model", ["mobilenet", "maskrcnn"])
 @pytest.mark.parametrize(
-    ("kills", "steps"), [pytest.param(5, 10, marks=pytest.mark.slow), pytest.param(10, 20, marks=pytest.mark.long)]
+    ("model", "kills", "steps"),
+    [
+        pytest.param("maskrcnn", 5, 10, marks=pytest.mark.slow),
+        pytest.param("maskrcnn", 10, 20, marks=pytest.mark.long),
+        pytest.param("mobilenet", 10, 20, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_killed_again_and_again_ends_as_one_that_was_left_alone(
     model: str, kills: int, steps: int, tmp_path: Path

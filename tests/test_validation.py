@@ -238,18 +238,18 @@ def test_name_and_tags_are_kept(detlab: Detlab, tmp_path: Path, composed: Callab
 def test_averaged_weights_are_scored_and_saved_beside_and_a_resumed_run_continues_their_average(
     detlab: Detlab, tmp_path: Path
 ) -> None:
-    run = (*TINY, "ema=0.5", "epochs=3", "schedule.warmup_steps=0")
+    run = (*TINY, "ema=0.5", "epochs=2", "schedule.warmup_steps=0")
     assert detlab(*run, "hydra.run.dir=whole") == 0
-    assert detlab(*run, "max_steps=8", "schedule=constant", "hydra.run.dir=halves") == 0
+    assert detlab(*run, "max_steps=5", "schedule=constant", "hydra.run.dir=halves") == 0
     assert detlab("resume=halves", "max_steps=null") == 0
     assert detlab(*run, "schedule=constant", "hydra.run.dir=at_once") == 0
     halves, at_once = (
         checkpoint.read(tmp_path / name / "checkpoints" / "last.pt")["average"] for name in ("halves", "at_once")
     )
-    assert halves["updates"] == at_once["updates"] == 12
+    assert halves["updates"] == at_once["updates"] == 8
     assert all(torch.equal(value, at_once["model"][name]) for name, value in halves["model"].items())
     lines = lines_of(tmp_path / "whole")
-    assert [line["epoch"] for line in lines if "val_ema/bbox/AP" in line] == [0, 1, 2]
+    assert [line["epoch"] for line in lines if "val_ema/bbox/AP" in line] == [0, 1]
     saved = {
         name: checkpoint.read(tmp_path / "whole" / "checkpoints" / f"{name}.pt")
         for name in ("best", "best_ema", "last")

@@ -9,7 +9,7 @@ from torchvision import ops
 
 from detlab.errors import UserError
 from detlab.ops import roi_align as module
-from detlab.ops.roi_align import METHODS, MultiScaleRoIAlign, fastest, roi_align
+from detlab.ops.roi_align import METHODS, MultiScaleRoIAlign, clearly_fastest, fastest, roi_align
 
 PRODUCTS = [method for method in METHODS if method != "torchvision"]
 
@@ -112,11 +112,18 @@ def test_the_fastest_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "_chosen", {})
     monkeypatch.setattr(module, "_seconds", lambda method, *_: told[method])
     assert fastest([maps], 10, (7, 7), 2) == "sparse"  # not by so little
-    told["dense"] = 0.3
+    told["dense"] = 0.2
     assert fastest([maps], 10, (7, 7), 2) == "sparse"  # measured once
     assert fastest([maps.double()], 10, (7, 7), 2) == "dense"
     told["torchvision"] = 0.1
     assert fastest([maps], 30, (7, 7), 2) == "torchvision"
+
+
+def test_what_hits_one_measurement_of_the_usual_winner_does_not_change_the_choice() -> None:
+    """Other work on the machine lengthens the times of one method, several times in a row."""
+    hit = iter([9.0] * 5)
+    assert clearly_fastest(lambda method: next(hit, 0.5) if method == "sparse" else 0.4) == "sparse"
+    assert clearly_fastest(lambda method: 0.9 if method == "sparse" else 0.4) == "torchvision"
 
 
 def test_the_choice_draws_nothing_from_chance(monkeypatch: pytest.MonkeyPatch) -> None:
