@@ -174,7 +174,7 @@ def test_two_processes_give_the_losses_and_the_evaluation_of_one(
     assert len(json.loads(same[0])) > 0
 
 
-@pytest.mark.parametrize("times", [pytest.param(4, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)])
 def test_a_sweep_in_two_processes_ends_each_time(detlab: Detlab, tmp_path: Path, times: int) -> None:
     seeds = ",".join(map(str, range(times)))
     run = (*TINY, "devices=2", "max_steps=1", "dataset.val_size=2")

@@ -78,9 +78,9 @@ def test_the_tutorials_recipe_is_the_tutorials(composed: Composed) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # four minutes with two threads, more with one of a machine that has other work
 def test_the_quick_recipe_gives_what_it_promises(detlab: Callable[..., int], tmp_path: Path) -> None:
-    assert detlab("experiment=synthetic_quick", "hydra.run.dir=run") == 0
+    assert detlab("experiment=synthetic_quick", "eval_every=2", "hydra.run.dir=run") == 0
     best = max(line["val/bbox/AP50"] for line in lines_of(tmp_path / "run") if "val/bbox/AP50" in line)
-    assert best >= 0.65  # 0.822 in the logbook; another CPU rounds otherwise
+    assert best >= 0.65  # 0.828 in the logbook; another CPU rounds otherwise
 
 
 @pytest.mark.slow

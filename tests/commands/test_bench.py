@@ -438,8 +438,10 @@ def test_one_object_with_what_was_measured(work: str, capsys: pytest.CaptureFixt
     assert min(report["memory"].values()) > 2**26
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("work", "images"), [("evaluate", 30), ("masks", 10)])
+@pytest.mark.parametrize(
+    ("work", "images"),
+    [pytest.param("evaluate", 30, marks=pytest.mark.slow), pytest.param("masks", 10, marks=pytest.mark.long)],
+)
 def test_made_work_is_timed_and_told(work: str, images: int, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"bench={work}", "bench.rounds=2", f"bench.images={images}", *SMALL]
     assert main([*given, "--json"]) == 0
@@ -467,7 +469,7 @@ def test_a_start_is_told_step_by_step(capsys: pytest.CaptureFixture[str]) -> Non
     assert min(report["memory"].values()) > 2**26
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_growth_is_a_table_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "growth.png"
     given = ["bench=growth", "bench.rounds=1", "bench.images=16", "bench.units=1", f"bench.plot={plot}"]
