@@ -9,7 +9,7 @@ from torchvision import ops
 
 from detlab.errors import UserError
 from detlab.ops import roi_align as module
-from detlab.ops.roi_align import METHODS, MultiScaleRoIAlign, clearly_fastest, fastest, roi_align
+from detlab.ops.roi_align import METHODS, MultiScaleRoIAlign, cells_by_output, clearly_fastest, fastest, roi_align
 
 PRODUCTS = [method for method in METHODS if method != "torchvision"]
 
@@ -138,3 +138,33 @@ def test_an_unknown_method_is_the_users_mistake() -> None:
         UserError, match=r"^method: 'quick' is not allowed; allowed: auto, torchvision, dense, sparse, deferred\.$"
     ):
         MultiScaleRoIAlign(["0"], 7, 2, method="quick")
+
+
+def test_weights_where_they_lie_give_the_product_of_turned_ones() -> None:
+    torch.manual_seed(0)
+    cells, weight = torch.randn(6, 5), torch.randn(7, 5, 4)
+    plain = (cells @ weight.permute(1, 2, 0).flatten(1)).view(-1, 7)
+    torch.testing.assert_close(cells_by_output(cells, weight), plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_deferred_bins_give_a_layer_the_product_of_pooled_ones(grad: bool) -> None:
+    torch.manual_seed(0)
+    maps, boxes = {"0": torch.randn(2, 5, 3, 4)}, [_boxes(30, 96, 128), _boxes(20, 96, 128, 3)]
+    sizes, layer = [(96, 128), (96, 128)], torch.nn.Linear(5 * 49, 6)
+    pool = MultiScaleRoIAlign(["0"], 7, 2, method="deferred")
+    pool.defers = True
+    with torch.set_grad_enabled(grad):
+        deferred = pool(maps, boxes, sizes)
+        assert isinstance(deferred, module.DeferredBins)
+        found = deferred.linear(layer.weight, layer.bias)
+        pooled = MultiScaleRoIAlign(["0"], 7, 2, method="torchvision")(maps, boxes, sizes)
+        assert isinstance(pooled, torch.Tensor)
+        torch.testing.assert_close(found, layer(pooled.flatten(1)), rtol=1e-5, atol=1e-5)
+
+
+def test_cells_lie_together_whatever_the_order_of_the_maps() -> None:
+    """`embedding_bag` reads strided rows many times slower; a single image's maps are such rows without a copy."""
+    maps = torch.randn(1, 8, 3, 4)
+    assert module._cells(maps).is_contiguous()
+    assert torch.equal(module._cells(maps), maps[0].flatten(1).T)
