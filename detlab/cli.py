@@ -24,12 +24,13 @@ COMMANDS = {
     "bench": "time detlab against the plain torchvision loop: detlab bench [bench=train|...] [overrides] [--json]",
     "validate": "say what is wrong with a data set, image by image: detlab validate [overrides] [--no-decode] [--json]",
     "show": "draw samples as the model will see them, and tell a data set's statistics: detlab show [overrides] [--part train]",
+    "completion": 'let the shell complete commands, keys and choices: eval "$(detlab completion)"',
 }
 
 
 def usage() -> str:
     """The text of `detlab --help`."""
-    lines = [f"  {name:<8} {what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             f"detlab {__version__}: train, compare and use object detectors on your own data.",
