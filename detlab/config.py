@@ -123,6 +123,7 @@ class RunConfig:
     profile: int | None = MISSING
     log_every: int = MISSING
     eval_every: int = MISSING
+    histograms: bool = MISSING
     val_loss: bool = MISSING
     patience: int | None = MISSING
     stop_at: float | None = MISSING

@@ -105,6 +105,8 @@ class Validation:
             if position.improve_average(averaged, self.cfg.objective):
                 operating = self._operating(results_averaged)
                 checkpoints.save_weights("best_ema.pt", average.model, position.step, averaged, operating)
+        if self.cfg.histograms:
+            writer.histograms(model, position.step)
         if distributed.first():
             writer.picture("val/predictions", comparison_of(model, self.dataset, self.device), position.step)
         if self.over(position):

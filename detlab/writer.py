@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -62,6 +62,8 @@ class Writer:
     ) -> None: ...
 
     def curves(self, tag: str, counts: Mapping[str, Counts], step: int) -> None: ...
+
+    def histograms(self, model: nn.Module, step: int) -> None: ...
 
     def picture(self, tag: str, picture: Tensor | None, step: int) -> None: ...
 
@@ -218,6 +220,12 @@ class RunWriter(Writer):
                 global_step=step,
                 num_thresholds=len(right),
             )
+
+    def histograms(self, model: nn.Module, step: int) -> None:
+        """How the values of each trained parameter are spread, as `weights/<name>`."""
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._board.add_histogram(f"weights/{name}", parameter.detach().float().cpu(), step)
 
     def picture(self, tag: str, picture: Tensor | None, step: int) -> None:
         """A picture, uint8 `[3, H, W]`, for TensorBoard."""

@@ -70,15 +70,19 @@ def test_a_dashboard_has_the_charts_of_what_is_scored() -> None:
 def test_the_layout_and_the_curves_are_in_the_event_file_before_and_after_resume(
     detlab: Callable[..., int], tmp_path: Path
 ) -> None:
-    assert detlab(*TINY, "max_steps=2", "eval_every=1", "hydra.run.dir=a") == 0
+    assert detlab(*TINY, "max_steps=2", "eval_every=1", "histograms=true", "hydra.run.dir=a") == 0
     assert detlab("resume=a", "epochs=2", "max_steps=6", "resume_anyway=true") == 0
-    events = EventAccumulator(str(tmp_path / "a"), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(tmp_path / "a"), size_guidance={"tensors": 0, "histograms": 0})
     events.Reload()
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == ["bbox", "segm", "losses", "rate"]
     charted = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
     assert {"^val/bbox/AP50$", "^val/segm/APs$"} <= set(charted)
+    weight = "weights/roi_heads.box_predictor.cls_score.weight"
+    assert {tag.partition("/")[0] for tag in events.Tags()["histograms"]} == {"weights"}
+    assert [of.step for of in events.Histograms(weight)] == [e.step for e in events.Scalars("val/bbox/AP")]
+    assert events.Histograms(weight)[-1].histogram_value.num == 2 * 1024
     for iou_type in ("bbox", "segm"):
         curves = events.Tensors(f"val/{iou_type}/PR50")
         assert [curve.step for curve in curves] == sorted(

@@ -11,7 +11,6 @@ CONFIGURED = ("train", "evaluate", "rerun", "bench", "validate", "show")
 
 # A word with "=" stays one word. Hydra answers for a program without commands, so the command is left out of the line.
 SCRIPT = """\
-if [ -n "$ZSH_VERSION" ]; then autoload -U +X compinit bashcompinit && compinit && bashcompinit; fi
 _detlab() {
     local word="${COMP_WORDS[COMP_CWORD]}" line
     COMPREPLY=()
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> int:
     """
     argparse.ArgumentParser(
         prog="detlab completion",
-        description="Prints the function by which bash (and zsh, which takes bash's) completes detlab's commands, and "
+        description="Prints the function by which bash completes detlab's commands, and "
         "the keys and choices of a run's configuration.",
         epilog='in ~/.bashrc: eval "$(detlab completion)"',
         allow_abbrev=False,
