@@ -1,11 +1,18 @@
-"""With which exit status a process ends."""
+"""With which exit status a process ends, and what a job leaves to the next one of its process."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import TINY, lines_of
+from omegaconf import DictConfig
+from scale import resident
 
 from detlab import run
 from detlab.errors import NonFiniteLossError, UserError
@@ -64,3 +71,33 @@ def test_ctrl_c_before_a_run_began_is_said_in_a_word(
     monkeypatch.setattr("sys.path", sys.path[:])
     assert run.main() == 130
     assert capsys.readouterr().err == "detlab: interrupted\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory and open files from /proc")
+def test_jobs_of_one_process_leave_nothing_behind(
+    detlab: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from detlab import run
+
+    left: list[dict[str, int]] = []
+    job = run.run
+
+    def watched(cfg: DictConfig) -> float | None:
+        result = job(cfg)
+        left.append({
+            "threads": threading.active_count(), "torch's": torch.get_num_threads(), "files": len(os.listdir("/proc/self/fd")),
+            "children": len(multiprocessing.active_children()), "MB": round(resident()),
+        })  # fmt: skip
+        return result
+
+    monkeypatch.setattr(run, "run", watched)
+    assert detlab("-m", *TINY, "workers=1", "max_steps=2", "seed=0,1,0,1", "hydra.sweep.dir=sweep") == 0
+    first, other, again, _ = (lines_of(folder) for folder in sorted((tmp_path / "sweep").glob("[0-9]*")))
+    assert first == again != other
+    for kind in ("threads", "torch's", "files", "children"):
+        assert left[1][kind] == left[3][kind], left
+    # A model with its optimizer's state is 300 MB.
+    assert left[3]["MB"] - left[1]["MB"] < 150, left
