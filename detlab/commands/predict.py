@@ -8,17 +8,29 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detlab.commands.output import new_folder, refuse_existing
-from detlab.commands.sources import INDEX, RESULTS, SUFFIXES, TABLE, Source, as_in_ground_truth, find_images
+from detlab.commands.sources import (
+    INDEX,
+    RESULTS,
+    SUFFIXES,
+    TABLE,
+    VIDEOS,
+    Source,
+    as_in_ground_truth,
+    find_images,
+    videos_apart,
+)
 from detlab.errors import UserError
+from detlab.untrusted import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from detlab.commands.video import Frame
     from detlab.detector import Detector, Threshold
     from detlab.structures import ClassMap, Prediction
 
@@ -37,13 +49,18 @@ def main(argv: list[str]) -> int:
         SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
     """
     arguments = _parser().parse_intermixed_args(argv)
-    sources = find_images(arguments.images)
+    given, videos = videos_apart(arguments.images)
+    sources = find_images(given) if given else []
+    if videos and arguments.ground_truth is not None:
+        raise UserError(f"--ground-truth: {videos[0]} is a video, whose images no file lists; predict it apart.")
     categories: list[dict[str, Any]] | None = None
     if arguments.ground_truth is not None:
         sources, categories = as_in_ground_truth(sources, arguments.ground_truth)
     if arguments.out is not None:
         _refuse_painting_over(arguments.out, sources)
         names = [RESULTS, INDEX, *([TABLE] if arguments.csv else []), *(source.picture for source in sources)]
+        names += [_film(video) for video in videos]
+        _refuse_filming_over(arguments.out, videos)
         refuse_existing(arguments.out, names, overwrite=arguments.overwrite)
     # Only now: torch takes seconds, which --help and a wrong file name should not.
     from detlab.detector import load
@@ -56,7 +73,7 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     threshold = "operating" if arguments.threshold is None else arguments.threshold
     predictions = _Predictions(detector, class_map, out, threshold, table=arguments.csv)
-    return predictions.add_all(sources, arguments.batch_size)
+    return predictions.add_all(sources, videos, arguments.batch_size, every=arguments.every)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         nargs="+",
         help=f"a file; a folder, of which every {' '.join(SUFFIXES)} is taken, also from folders below it; or a pattern such as "
-        "'*.jpg' (** stands for folders). Pictures are turned as their EXIF orientation says",
+        "'*.jpg' (** stands for folders). Pictures are turned as their EXIF orientation says. A file may be a video "
+        f"({' '.join(VIDEOS)}), which becomes a film of that name: pip install 'detlab[video]'",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write; by default a new folder predictions/<name of the run>"
@@ -101,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="so many images at a time, those of one size together in a batch, so that none is padded for another; 1 by default",
+    )
+    parser.add_argument(
+        "--every", type=number_from_1, default=1, metavar="N", help="of a video, one image of so many; 1 by default"
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
     parser.add_argument(
@@ -160,6 +181,18 @@ def _refuse_painting_over(out: Path, sources: Sequence[Source]) -> None:
             raise UserError(f"--out: {picture} is one of the images and would be painted over; name another folder.")
 
 
+def _film(video: Path) -> str:
+    """The name of the film of a video."""
+    return f"{video.stem}.mp4"
+
+
+def _refuse_filming_over(out: Path, videos: Sequence[Path]) -> None:
+    """Refuse a folder in which a film would take the place of its video, whatever else may be replaced."""
+    for video in videos:
+        if (out / _film(video)).resolve() == video.resolve():
+            raise UserError(f"--out: {video} would be replaced by its film; name another folder.")
+
+
 def _name_of_run(checkpoint: Path) -> str:
     """The name of a checkpoint's run, or its own where it lies in none."""
     path = checkpoint.resolve()
@@ -184,6 +217,13 @@ def _read(source: Source) -> Tensor:
     return image
 
 
+def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """So many at a time."""
+    left = iter(frames)
+    while batch := list(itertools.islice(left, size)):
+        yield batch
+
+
 class _Predictions:
     """Predictions on their way into a folder; of an image's masks only the run lengths stay in memory.
 
@@ -202,10 +242,11 @@ class _Predictions:
         self.threshold: Threshold = threshold
         self.rows: list[dict[str, Any]] = []
         self.images: list[dict[str, Any]] = []
+        self.next_id = 1  # above all ids so far
         self.believed: list[tuple[str, dict[str, Any]]] = []  # the image's name, and name, score and box of an object
 
-    def add_all(self, sources: Sequence[Source], batch_size: int) -> int:
-        """Predict all images, so many at a time, say what became of them, and give the exit status."""
+    def add_all(self, sources: Sequence[Source], videos: Sequence[Path], batch_size: int, *, every: int) -> int:
+        """Predict all images and videos, so many images at a time, say what became of them, and give the exit status."""
         from rich.console import Console
         from rich.progress import Progress
 
@@ -220,15 +261,22 @@ class _Predictions:
                         if not console.is_terminal:
                             print(f"{name}: {objects} object(s)")
                     bar.advance(task, len(batch))
+                for path in videos:
+                    task = bar.add_task(printable(path.name), total=None)
+                    said = self._add_video(
+                        path, every, batch_size, faults, lambda count, task=task: bar.advance(task, count)
+                    )
+                    bar.console.print(said, markup=False, highlight=False)
         finally:  # also after Ctrl-C: what was done is kept
             self._write()
-        print(
-            f"{len(self.images)} image(s), {len(self.believed)} object(s) of score {self._least_score()} or more; all "
-            f"{len(self.rows)} in {self.out / RESULTS}"
-        )
+        if self.images:
+            print(
+                f"{len(self.images)} image(s), {len(self.believed)} object(s) of score {self._least_score()} or more; all "
+                f"{len(self.rows)} in {self.out / RESULTS}"
+            )
         if faults:
             print(
-                f"detlab: {len(faults)} of {len(sources)} images could not be predicted:",
+                f"detlab: {len(faults)} of {len(sources) + len(videos)} {'files' if videos else 'images'} could not be predicted:",
                 *faults,
                 sep="\n  ",
                 file=sys.stderr,
@@ -255,21 +303,52 @@ class _Predictions:
         return [(source.name, self._keep(source, image, found[source])) for source, image in images.items()]
 
     def _keep(self, source: Source, image: Tensor, prediction: Prediction) -> int:
-        """Draw a prediction and take its rows; the number of objects drawn."""
-        from detlab.evaluation.results import prediction_to_results
-        from detlab.pictures import draw, save
+        """Draw a prediction into its file and take its rows; the number of objects drawn."""
+        from detlab.pictures import save
 
-        height, width = image.shape[1:]
-        self.rows += prediction_to_results(source.image_id, prediction, self.class_map, self.detector.iou_types)
-        self.images.append({"id": source.image_id, "file_name": source.name, "height": height, "width": width})
-        points = self.detector.keypoints
-        believed = self.detector.believed(prediction, self.threshold)
-        picture = draw(image, believed, self.class_map, points, threshold=0, shorter_side=1)
+        picture, objects = self._take(source.name, source.image_id, image, prediction)
         path = self.out / source.picture
         path.parent.mkdir(parents=True, exist_ok=True)
         save(picture, path)
-        self.believed += [(source.name, each) for each in self.detector.named(believed)]
-        return len(believed["labels"])
+        return objects
+
+    def _take(
+        self, name: str, image_id: int, image: Tensor, prediction: Prediction, **more: float
+    ) -> tuple[Tensor, int]:
+        """Take a prediction's rows; its picture, and the number of objects drawn in it."""
+        from detlab.evaluation.results import prediction_to_results
+        from detlab.pictures import draw
+
+        height, width = image.shape[1:]
+        self.rows += prediction_to_results(image_id, prediction, self.class_map, self.detector.iou_types)
+        self.images.append({"id": image_id, "file_name": name, "height": height, "width": width, **more})
+        self.next_id = max(self.next_id, image_id + 1)
+        points = self.detector.keypoints
+        believed = self.detector.believed(prediction, self.threshold)
+        self.believed += [(name, each) for each in self.detector.named(believed)]
+        picture = draw(image, believed, self.class_map, points, threshold=0, shorter_side=1)
+        return picture, len(believed["labels"])
+
+    def _add_video(
+        self, path: Path, every: int, batch_size: int, faults: list[str], advance: Callable[[int], None]
+    ) -> str:
+        """Predict and film a video; what became of it, in words. What cannot be decoded is told in `faults`."""
+        from detlab.commands.video import Video, filming
+
+        begun = len(self.images), len(self.believed)
+        try:
+            video = Video(path, every)
+            with filming(self.out / _film(path), video.rate) as film:
+                for frames in _batches(video, batch_size):
+                    predictions = self.detector.together([frame.image for frame in frames])
+                    for frame, prediction in zip(frames, predictions, strict=True):
+                        name = f"{path.name}#{frame.number}"
+                        more = {"frame": frame.number, "seconds": frame.seconds}
+                        film.add(self._take(name, self.next_id, frame.image, prediction, **more)[0])
+                    advance(len(frames))
+        except UserError as error:
+            faults.append(str(error))
+        return f"{path}: {len(self.images) - begun[0]} image(s), {len(self.believed) - begun[1]} object(s)"
 
     def _least_score(self) -> str:
         """The threshold, in words; of several classes the lowest and the highest."""
@@ -279,6 +358,9 @@ class _Predictions:
         return low if low == high else f"{low} to {high}, by class,"
 
     def _write(self) -> None:
+        """The results and what explains them; none where there is nothing."""
+        if not self.images:
+            return
         from detlab import storage
         from detlab.data.keypoints import coco_categories
 

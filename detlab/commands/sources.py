@@ -18,6 +18,9 @@ RESULTS, INDEX = "predictions.json", "images.json"
 TABLE = "predictions.csv"  # the same for a spreadsheet, where it is asked for
 
 
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+
+
 @dataclass(frozen=True)
 class Source:
     """An image to be looked at: its file, its name in the results, its id, and what the ground truth says of its size."""
@@ -31,6 +34,27 @@ class Source:
     def picture(self) -> str:
         """The relative name of its picture: its own, with .png behind it where it is neither PNG nor JPEG."""
         return self.name if self.name.lower().endswith((".png", ".jpg", ".jpeg")) else f"{self.name}.png"
+
+
+def videos_apart(given: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """What a command line names, less its video files, and these, each once; folders are not searched for them.
+
+    Raises:
+        UserError: two videos of one name, whose films would overwrite each other.
+    """
+    videos, rest = dict[Path, None](), []
+    for text in given:
+        films = [path for path in _expanded(text) if path.is_file() and path.suffix.lower() in VIDEOS]
+        videos |= dict.fromkeys(films)
+        if len(films) < max(1, len(_expanded(text))):
+            rest.append(text)
+    films = {f"{path.stem}.mp4": path for path in videos}
+    twice = next((path for path in videos if films[f"{path.stem}.mp4"] != path), None)
+    if twice is not None:
+        raise UserError(
+            f"{twice}: its film would be called as that of {films[f'{twice.stem}.mp4']}; predict one apart."
+        )
+    return rest, list(videos)
 
 
 def find_images(given: Sequence[str]) -> list[Source]:
@@ -51,6 +75,8 @@ def find_images(given: Sequence[str]) -> list[Source]:
             )
         for path in paths:
             images = _images_below(path) if path.is_dir() else [path]
+            if images == [path] and path.suffix.lower() in VIDEOS:
+                continue
             if not images:
                 faults.append(f"{path}: a folder without images; they end in {', '.join(SUFFIXES)}.")
             # Not resolved: a link is called by its own name.

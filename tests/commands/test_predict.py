@@ -417,3 +417,90 @@ def test_a_size_that_cannot_be_is_refused(
     assert status == 2
     assert said in capsys.readouterr().err
     assert [path.name for path in Path.cwd().iterdir()] == ["a.png"]
+
+
+def film(path: Path, count: int, *, width: int = 120) -> None:
+    """Write a video of `photograph`'s two objects, at 10 images a second; in the last one there is nothing."""
+    av = pytest.importorskip("av")
+    pixels = photograph(path.with_suffix(".png"))[:, :width]
+    path.with_suffix(".png").unlink()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 140, width, "yuv420p", 4_000_000
+        for i in range(count):
+            seen = pixels if i < count - 1 else np.full_like(pixels, 40)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(seen, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def frames_of(path: str) -> list[np.ndarray]:
+    av = pytest.importorskip("av")
+    with av.open(path) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(5)
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_a_video_is_filmed_with_what_is_seen_in_it(seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film(Path("clips/walk.mp4"), 7)
+    photograph(Path("clips/a.png"))
+    predicted(
+        str(seeing), "clips/a.png", "clips/walk.mp4", "--every", "2", "--batch-size", "3", "--out", "out", "--csv"
+    )
+    index = read("out/images.json")["images"]
+    assert [(image["id"], image["file_name"]) for image in index] == [
+        (1, "a.png"), (2, "walk.mp4#0"), (3, "walk.mp4#2"), (4, "walk.mp4#4"), (5, "walk.mp4#6"),
+    ]  # fmt: skip
+    assert [image["seconds"] for image in index[1:]] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    boxes = [[round(side) for side in row["bbox"]] for row in read("out/predictions.json") if row["score"] > 0.5]
+    assert boxes == [[10, 60, 30, 50], [70, 50, 35, 65]] * 4  # of the picture and three of four images
+    assert "walk.mp4#4" in Path("out/predictions.csv").read_text()
+    before, *_, last = frames_of("out/walk.mp4")
+    assert before.shape == (140, 120, 3)
+    assert int(np.ptp(before, axis=2).max()) > 60  # boxes have colours; what is filmed is grey
+    assert int(np.ptp(last[:60], axis=2).max()) < 30
+    assert "walk.mp4: 4 image(s), 6 object(s)" in capsys.readouterr().err
+
+
+def test_a_video_that_cannot_be_decoded_does_not_lose_the_others(
+    seeing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film(Path("good.mp4"), 2)
+    Path("bad.mp4").write_bytes(b"no video at all" * 100)
+    predicted(str(seeing), "bad.mp4", "good.mp4", "--out", "out", status=1)
+    said = capsys.readouterr().err
+    assert "1 of 2 files could not be predicted:\n  bad.mp4: cannot be opened as a video" in said
+    assert len(read("out/images.json")["images"]) == 2
+    assert sorted(path.name for path in Path("out").iterdir()) == ["good.mp4", "images.json", "predictions.json"]
+
+
+def test_without_pyav_a_video_is_told_what_brings_it(
+    seeing: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("clip.mp4").touch()
+    monkeypatch.setitem(sys.modules, "av", None)
+    predicted(str(seeing), "clip.mp4", "--out", "out", status=1)
+    assert "pip install 'detlab[video]'" in capsys.readouterr().err
+    assert list(Path("out").iterdir()) == []
+
+
+def test_a_film_takes_no_videos_place(seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/clip.mp4").touch()
+    predicted(str(seeing), "out/clip.mp4", "--out", "out", "--overwrite", status=2)
+    assert "out/clip.mp4 would be replaced by its film" in capsys.readouterr().err
+    Path("clip.avi").touch()
+    predicted(str(seeing), "out/clip.mp4", "clip.avi", "--out", "new", status=2)
+    assert "its film would be called as that of" in capsys.readouterr().err
+
+
+def test_a_frame_is_turned_as_the_file_says() -> None:
+    from detlab.commands.video import upright
+
+    class Lying:
+        rotation = 90  # degrees, counter-clockwise
+
+        def to_ndarray(self, format: str) -> np.ndarray:
+            assert format == "rgb24"
+            return np.array([[[1] * 3, [2] * 3], [[3] * 3, [4] * 3]], dtype=np.uint8)
+
+    assert upright(Lying())[0].tolist() == [[2, 4], [1, 3]]
