@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from detlab.errors import UserError
 from detlab.untrusted import printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from torch import Tensor
 
     from detlab.commands.video import Frame
@@ -262,10 +263,7 @@ class _Predictions:
                             print(f"{name}: {objects} object(s)")
                     bar.advance(task, len(batch))
                 for path in videos:
-                    task = bar.add_task(printable(path.name), total=None)
-                    said = self._add_video(
-                        path, every, batch_size, faults, lambda count, task=task: bar.advance(task, count)
-                    )
+                    said = self._add_video(path, every, batch_size, faults, bar)
                     bar.console.print(said, markup=False, highlight=False)
         finally:  # also after Ctrl-C: what was done is kept
             self._write()
@@ -329,15 +327,14 @@ class _Predictions:
         picture = draw(image, believed, self.class_map, points, threshold=0, shorter_side=1)
         return picture, len(believed["labels"])
 
-    def _add_video(
-        self, path: Path, every: int, batch_size: int, faults: list[str], advance: Callable[[int], None]
-    ) -> str:
+    def _add_video(self, path: Path, every: int, batch_size: int, faults: list[str], bar: Progress) -> str:
         """Predict and film a video; what became of it, in words. What cannot be decoded is told in `faults`."""
         from detlab.commands.video import Video, filming
 
         begun = len(self.images), len(self.believed)
         try:
             video = Video(path, every)
+            task = bar.add_task(printable(path.name), total=video.count or None)
             with filming(self.out / _film(path), video.rate) as film:
                 for frames in _batches(video, batch_size):
                     predictions = self.detector.together([frame.image for frame in frames])
@@ -345,7 +342,7 @@ class _Predictions:
                         name = f"{path.name}#{frame.number}"
                         more = {"frame": frame.number, "seconds": frame.seconds}
                         film.add(self._take(name, self.next_id, frame.image, prediction, **more)[0])
-                    advance(len(frames))
+                    bar.advance(task, len(frames))
         except UserError as error:
             faults.append(str(error))
         return f"{path}: {len(self.images) - begun[0]} image(s), {len(self.believed) - begun[1]} object(s)"

@@ -103,6 +103,11 @@ class Film:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), format="rgb24")
         self._container.mux(self._stream.encode(frame))
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._stream is None
+
     def end(self) -> None:
         """Write what the encoder still holds."""
         if self._stream is not None:
@@ -118,3 +123,5 @@ def filming(path: Path, rate: Fraction) -> Iterator[Film]:
             yield film
         finally:
             film.end()
+    if film.empty:
+        path.unlink(missing_ok=True)

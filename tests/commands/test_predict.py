@@ -473,6 +473,18 @@ def test_a_video_that_cannot_be_decoded_does_not_lose_the_others(
     assert sorted(path.name for path in Path("out").iterdir()) == ["good.mp4", "images.json", "predictions.json"]
 
 
+def test_a_video_that_breaks_off_is_filmed_so_far(seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film(Path("whole.avi"), 40)
+    whole = Path("whole.avi").read_bytes()
+    Path("cut.avi").write_bytes(whole[: len(whole) // 2])
+    Path("head.avi").write_bytes(whole[:6000])
+    predicted(str(seeing), "cut.avi", "--out", "out", "--every", "2")
+    assert 0 < len(frames_of("out/cut.mp4")) == len(read("out/images.json")["images"]) < 20
+    predicted(
+        str(seeing), "head.avi", "--out", "none", "--every", "2", status=1 if capsys.readouterr().err == "" else 0
+    )
+
+
 def test_without_pyav_a_video_is_told_what_brings_it(
     seeing: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
