@@ -174,7 +174,7 @@ def _planned(
 ) -> Planned:
     own = {text for text in overrides if text.partition("=")[0] in swept}
     begun = [path for path in sweep.glob(f"{number}-*") if path.is_dir()]
-    mine = [path for path in begun if own <= _recorded(path)]
+    mine = [path for path in begun if (recorded := _recorded(path)) is None or own <= recorded]
     if begun and not mine:
         raise UserError(
             f"{begun[0]}: made with other overrides than {', '.join(sorted(own))}, as multirun.yaml has it."
@@ -184,9 +184,12 @@ def _planned(
     return Planned(number, folder, overrides, outcome_of(folder))
 
 
-def _recorded(folder: Path) -> set[str]:
-    """The overrides of a job that has begun."""
+def _recorded(folder: Path) -> set[str] | None:
+    """The overrides of a job that has begun; None where it was killed before Hydra had written them."""
+    path = folder / ".hydra" / "overrides.yaml"
     try:
-        return set(texts_of(folder / ".hydra" / "overrides.yaml"))
+        return set(texts_of(path)) if path.stat().st_size else None
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
         return set()
