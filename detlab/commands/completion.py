@@ -12,13 +12,13 @@ CONFIGURED = ("train", "evaluate", "rerun", "bench", "validate", "show")
 # A word with "=" stays one word. Hydra answers for a program without commands, so the command is left out of the line.
 SCRIPT = """\
 _detlab() {
-    local word="${COMP_WORDS[COMP_CWORD]}" line
+    local word="${COMP_WORDS[COMP_CWORD]}" command="${COMP_WORDS[1]}" line
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "@COMMANDS@" -- "$word"))
         COMPREPLY=("${COMPREPLY[@]/%/ }")
-    elif [[ " @CONFIGURED@ " == *" ${COMP_WORDS[1]} "* ]]; then
-        line="detlab ${COMP_LINE#*"${COMP_WORDS[1]}"}"
+    elif [[ " @CONFIGURED@ " == *" $command "* ]]; then
+        line="detlab ${COMP_LINE#*[[:space:]]"$command"[[:space:]]}"
         COMPREPLY=($(compgen -W "$(COMP_LINE="$line" "${COMP_WORDS[0]}" train -sc query=bash 2>/dev/null)" -- "$word"))
     fi
 }
