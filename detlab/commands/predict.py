@@ -21,6 +21,7 @@ from detlab.commands.sources import (
     VIDEOS,
     Source,
     as_in_ground_truth,
+    film_of,
     find_images,
     videos_apart,
 )
@@ -50,8 +51,8 @@ def main(argv: list[str]) -> int:
         SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
     """
     arguments = _parser().parse_intermixed_args(argv)
-    given, videos = videos_apart(arguments.images)
-    sources = find_images(given) if given else []
+    videos, others = videos_apart(arguments.images)
+    sources = find_images(others) if others else []
     if videos and arguments.ground_truth is not None:
         raise UserError(f"--ground-truth: {videos[0]} is a video, whose images no file lists; predict it apart.")
     categories: list[dict[str, Any]] | None = None
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     if arguments.out is not None:
         _refuse_painting_over(arguments.out, sources)
         names = [RESULTS, INDEX, *([TABLE] if arguments.csv else []), *(source.picture for source in sources)]
-        names += [_film(video) for video in videos]
+        names += [film_of(video) for video in videos]
         _refuse_filming_over(arguments.out, videos)
         refuse_existing(arguments.out, names, overwrite=arguments.overwrite)
     # Only now: torch takes seconds, which --help and a wrong file name should not.
@@ -182,15 +183,10 @@ def _refuse_painting_over(out: Path, sources: Sequence[Source]) -> None:
             raise UserError(f"--out: {picture} is one of the images and would be painted over; name another folder.")
 
 
-def _film(video: Path) -> str:
-    """The name of the film of a video."""
-    return f"{video.stem}.mp4"
-
-
 def _refuse_filming_over(out: Path, videos: Sequence[Path]) -> None:
     """Refuse a folder in which a film would take the place of its video, whatever else may be replaced."""
     for video in videos:
-        if (out / _film(video)).resolve() == video.resolve():
+        if (out / film_of(video)).resolve() == video.resolve():
             raise UserError(f"--out: {video} would be replaced by its film; name another folder.")
 
 
@@ -335,7 +331,7 @@ class _Predictions:
         try:
             video = Video(path, every)
             task = bar.add_task(printable(path.name), total=video.count or None)
-            with filming(self.out / _film(path), video.rate) as film:
+            with filming(self.out / film_of(path), video.rate) as film:
                 for frames in _batches(video, batch_size):
                     predictions = self.detector.together([frame.image for frame in frames])
                     for frame, prediction in zip(frames, predictions, strict=True):

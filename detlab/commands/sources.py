@@ -16,8 +16,6 @@ from detlab.errors import UserError
 # What `detlab predict` writes beside its pictures, by which its folders are known: COCO results, and the images that they are of.
 RESULTS, INDEX = "predictions.json", "images.json"
 TABLE = "predictions.csv"  # the same for a spreadsheet, where it is asked for
-
-
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
@@ -36,25 +34,31 @@ class Source:
         return self.name if self.name.lower().endswith((".png", ".jpg", ".jpeg")) else f"{self.name}.png"
 
 
-def videos_apart(given: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """What a command line names, less its video files, and these, each once; folders are not searched for them.
+def film_of(video: Path) -> str:
+    """The name of the film that shows what is seen in a video."""
+    return f"{video.stem}.mp4"
+
+
+def videos_apart(given: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The video files that a command line names, each once, and the words of it without them; folders are not searched for videos.
 
     Raises:
         UserError: two videos of one name, whose films would overwrite each other.
     """
-    videos, rest = dict[Path, None](), []
+    videos, rest = dict[Path, None](), list[str]()
     for text in given:
-        films = [path for path in _expanded(text) if path.is_file() and path.suffix.lower() in VIDEOS]
-        videos |= dict.fromkeys(films)
-        if len(films) < max(1, len(_expanded(text))):
-            rest.append(text)
-    films = {f"{path.stem}.mp4": path for path in videos}
-    twice = next((path for path in videos if films[f"{path.stem}.mp4"] != path), None)
-    if twice is not None:
-        raise UserError(
-            f"{twice}: its film would be called as that of {films[f'{twice.stem}.mp4']}; predict one apart."
-        )
-    return rest, list(videos)
+        paths = _expanded(text)
+        here = [path for path in paths if path.is_file() and path.suffix.lower() in VIDEOS]
+        videos |= dict.fromkeys(here)
+        rest += [str(path) for path in paths if path not in here] if here else [text]
+    first: dict[str, Path] = {}
+    for video in videos:
+        if first.setdefault(film_of(video), video) != video:
+            raise UserError(
+                f"{video}: its film would be called {film_of(video)}, and so would that of {first[film_of(video)]}; predict one of "
+                "them apart."
+            )
+    return list(videos), rest
 
 
 def find_images(given: Sequence[str]) -> list[Source]:
@@ -75,8 +79,6 @@ def find_images(given: Sequence[str]) -> list[Source]:
             )
         for path in paths:
             images = _images_below(path) if path.is_dir() else [path]
-            if images == [path] and path.suffix.lower() in VIDEOS:
-                continue
             if not images:
                 faults.append(f"{path}: a folder without images; they end in {', '.join(SUFFIXES)}.")
             # Not resolved: a link is called by its own name.

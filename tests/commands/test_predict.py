@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import runs
+import torch
 from conftest import write_pennfudan
 from PIL import Image
 
@@ -419,14 +422,14 @@ def test_a_size_that_cannot_be_is_refused(
     assert [path.name for path in Path.cwd().iterdir()] == ["a.png"]
 
 
-def film(path: Path, count: int, *, width: int = 120) -> None:
+def film(path: Path, count: int) -> None:
     """Write a video of `photograph`'s two objects, at 10 images a second; in the last one there is nothing."""
     av = pytest.importorskip("av")
-    pixels = photograph(path.with_suffix(".png"))[:, :width]
+    pixels = photograph(path.with_suffix(".png"))
     path.with_suffix(".png").unlink()
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
-        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 140, width, "yuv420p", 4_000_000
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 140, 120, "yuv420p", 4_000_000
         for i in range(count):
             seen = pixels if i < count - 1 else np.full_like(pixels, 40)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(seen, format="rgb24")))
@@ -503,17 +506,40 @@ def test_a_film_takes_no_videos_place(seeing: Path, capsys: pytest.CaptureFixtur
     assert "out/clip.mp4 would be replaced by its film" in capsys.readouterr().err
     Path("clip.avi").touch()
     predicted(str(seeing), "out/clip.mp4", "clip.avi", "--out", "new", status=2)
-    assert "its film would be called as that of" in capsys.readouterr().err
+    assert "clip.avi: its film would be called clip.mp4, and so would that of out/clip.mp4" in capsys.readouterr().err
 
 
-def test_a_frame_is_turned_as_the_file_says() -> None:
-    from detlab.commands.video import upright
+def test_a_pattern_may_match_videos_beside_images(seeing: Path) -> None:
+    film(Path("clips/walk.mp4"), 2)
+    photograph(Path("clips/a.png"))
+    predicted(str(seeing), "clips/*", "--out", "out")
+    names = [image["file_name"] for image in read("out/images.json")["images"]]
+    assert names == ["a.png", "walk.mp4#0", "walk.mp4#1"]
 
-    class Lying:
-        rotation = 90  # degrees, counter-clockwise
 
-        def to_ndarray(self, format: str) -> np.ndarray:
-            assert format == "rgb24"
-            return np.array([[[1] * 3, [2] * 3], [[3] * 3, [4] * 3]], dtype=np.uint8)
+def test_a_video_is_turned_as_it_was_held(seeing: Path) -> None:
+    """A telephone that is held upright records lying images, and notes in the track's matrix a quarter turn clockwise."""
+    from detlab.commands.video import Video
 
-    assert upright(Lying())[0].tolist() == [[2, 4], [1, 3]]
+    film(Path("lying.mp4"), 2)
+    content = bytearray(Path("lying.mp4").read_bytes())
+    matrix = (
+        content.index(b"tkhd") + 4 + 40
+    )  # behind the box's name and version 0's times, id, duration, layer and volume
+    assert struct.unpack_from(">9i", content, matrix) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", content, matrix, 0, 1 << 16, 0, -(1 << 16), 0, 0, 140 << 16, 0, 1 << 30)
+    Path("held.mp4").write_bytes(content)
+    (lying, _), (held, _) = ([frame.image for frame in Video(Path(name), 1)] for name in ("lying.mp4", "held.mp4"))
+    assert lying.shape == (3, 140, 120)
+    assert torch.equal(held, lying.rot90(-1, (1, 2)))
+
+
+def test_a_film_of_odd_sides_loses_a_line(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    from detlab.commands.video import filming
+
+    with filming(tmp_path / "odd.mp4", Fraction(5)) as odd:
+        odd.add(torch.full((3, 65, 37), 200, dtype=torch.uint8))
+    with av.open(str(tmp_path / "odd.mp4")) as container:
+        (frame,) = container.decode(video=0)
+        assert (frame.height, frame.width) == (64, 36)
