@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "scancel", "squeue")
 # Jobs of the partition `high` take the node from those of `low`, which are put back into the queue.
 CONF = """\
 ClusterName=detlab
@@ -101,7 +101,17 @@ def cluster(folder: Path, *, grace: int = 0) -> Iterator[dict[str, str]]:
         while set(_said(["sinfo", "--noheader", "--format=%T"], environment).split()) != {"idle"}:
             assert time.monotonic() < deadline, (folder / "said.log").read_text()
             time.sleep(0.2)
+        stack.callback(_cancel_all, environment)
         yield environment
+
+
+def _cancel_all(environment: dict[str, str]) -> None:
+    """End what still runs, since it would outlive the daemons."""
+    _said(["scancel", "--state=RUNNING"], environment)
+    _said(["scancel", "--state=PENDING"], environment)
+    deadline = time.monotonic() + 60
+    while _said(["squeue", "--noheader"], environment) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def jobs(environment: dict[str, str]) -> dict[str, dict[str, str]]:
