@@ -16,7 +16,7 @@ import pytest
 from detlab import cli
 from detlab.config import register
 from detlab.errors import UserError
-from detlab.launchers import jobs_at_a_time, take_gpu
+from detlab.launchers import in_grace, jobs_at_a_time, take_gpu
 from detlab.preflight import overrides_parser, preflight
 from detlab.sweeps import FAILED, jobs_of, note_failure, outcome_of
 
@@ -320,3 +320,24 @@ def test_each_process_of_a_pool_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch
         held.append(own)
     take_gpu(["2", "5"], tmp_path)
     assert [len(own) for own in held] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=2026-01-01T00:01:00", True),
+        ("JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None", False),
+        ("JobState=CANCELLED Reason=None PreemptTime=2026-01-01T00:01:00", False),
+    ],
+)
+def test_slurm_is_asked_whether_a_job_has_time_of_grace(
+    said: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\n[ "$*" = "show job 7" ] && echo "JobId=7 {said}"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert not in_grace()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert in_grace() is expected
