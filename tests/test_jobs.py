@@ -99,5 +99,4 @@ def test_jobs_of_one_process_leave_nothing_behind(
     assert first == again != other
     for kind in ("threads", "torch's", "files", "children"):
         assert left[1][kind] == left[3][kind], left
-    # A model with its optimizer's state is 300 MB.
     assert left[3]["MB"] - left[1]["MB"] < 150, left
