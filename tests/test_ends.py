@@ -120,7 +120,7 @@ class Harm:
 
 def at(count, real, rank):
     def counted(*arguments, **keywords):
-        if distributed.rank() == rank and Harm.calls >= 3:
+        if distributed.rank() == rank and Harm.calls >= 3 and Path("run/checkpoints/last.pt").exists():
             die()
         return real(*arguments, **keywords)
     return counted
