@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,11 @@ def test_jobs_of_one_process_leave_nothing_behind(
 
     def watched(cfg: DictConfig) -> float | None:
         result = job(cfg)
+        # A queue's thread ends a moment after the queue.
+        for _ in range(100):
+            if threading.active_count() == 1:
+                break
+            time.sleep(0.05)
         left.append({
             "threads": threading.active_count(), "torch's": torch.get_num_threads(), "files": len(os.listdir("/proc/self/fd")),
             "children": len(multiprocessing.active_children()), "MB": round(resident()),

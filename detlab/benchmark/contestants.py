@@ -21,6 +21,7 @@ from detlab.data.loader import EpochBatches, Loader
 from detlab.engine import Device, StepReport, predict, select_device, train_one_epoch
 from detlab.evaluation.results import prediction_to_results
 from detlab.models.weights import settle
+from detlab.profiling import activities, table
 from detlab.stopping import RunStopping
 from detlab.structures import Batch
 
@@ -95,6 +96,13 @@ class _Endless:
         return self._batches
 
 
+def _clock() -> float:
+    """Seconds, when a GPU, if one is used, has done what it was told to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class _Timed(ABC):
     """What all contestants share: how a round is timed and profiled."""
 
@@ -110,15 +118,16 @@ class _Timed(ABC):
 
     def round(self) -> float:
         """Seconds of a unit of the work."""
-        started = time.perf_counter()
+        started = _clock()
         self.work()
-        return (time.perf_counter() - started) / self.units
+        return (_clock() - started) / self.units
 
     def profile(self) -> str:
         """The operations that took the most time in one more round, by torch's profiler."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with torch.profiler.profile(activities=activities()) as profiler:
             self.work()
-        return profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48)
+            _clock()
+        return table(profiler, 20)
 
     def result(self) -> dict[str, Any]:
         """Nothing: each learns and predicts in its own arithmetic."""

@@ -201,8 +201,11 @@ def _pooled(
     for level, (maps, scale) in enumerate(zip(features, scales, strict=True)):
         here = (levels == level).nonzero()[:, 0]
         if method == "torchvision":
-            rois = torch.cat([images[here, None].to(maps.dtype), boxes[here].to(maps.dtype)], 1)
-            parts.append(ops.roi_align(maps, rois, output_size, scale, sampling_ratio, aligned).permute(0, 2, 3, 1))
+            # A box of eight bits of precision would be another box.
+            exact = torch.promote_types(maps.dtype, torch.float32)
+            rois = torch.cat([images[here, None].to(exact), boxes[here].to(exact)], 1)
+            pooled = ops.roi_align(maps.to(exact), rois, output_size, scale, sampling_ratio, aligned)
+            parts.append(pooled.to(maps.dtype).permute(0, 2, 3, 1))
         else:
             rows, columns = _axes(boxes[here], output_size, scale, sampling_ratio, aligned, maps.shape[2:])
             with torch.autocast(maps.device.type, enabled=False):
