@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import multiprocessing
 import os
 import re
 import shutil
@@ -123,6 +124,8 @@ class _Share:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # between jobs
             take_gpu(self.gpus, self.scratch)
+            # From joblib 1.6 on it is the pool's own, which starts processes of the pool and no others.
+            multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
         def leave(number: int, _frame: FrameType | None) -> None:
             raise Interrupted(name_of(number), exit_status(number))

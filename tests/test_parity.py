@@ -250,11 +250,13 @@ PLAIN = {
         "model.box_roi_pool.method=torchvision",
         "model.mask_roi_pool.method=torchvision",
         "model.rpn_sampled_gradient=false",
+        "model.rpn_batched=false",
         "model.backbone.fold_norms=false",
     ),
     "mobilenet": (
         "model.box_roi_pool.method=torchvision",
         "model.rpn_sampled_gradient=false",
+        "model.rpn_batched=false",
         "model.backbone.fold_norms=false",
     ),
 }

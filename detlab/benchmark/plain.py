@@ -27,7 +27,7 @@ PLAIN_TARGETS = {
     "detlab.ops.roi_align.MultiScaleRoIAlign": "torchvision.ops.MultiScaleRoIAlign",
     "detlab.ops.anchors.AnchorGenerator": "torchvision.models.detection.anchor_utils.AnchorGenerator",
 }
-PLAIN_SETTINGS = {"rpn_sampled_gradient": False, "fold_norms": False, "masks_in_boxes": False}
+PLAIN_SETTINGS = {"rpn_sampled_gradient": False, "rpn_batched": False, "fold_norms": False, "masks_in_boxes": False}
 
 
 def plain_model(node: Any) -> Any:

@@ -143,6 +143,7 @@ def rcnn(
     rpn_score_thresh: float,
     # Nor these, since older ones lack them; they change no result.
     rpn_sampled_gradient: bool = True,
+    rpn_batched: bool | None = None,
     masks_in_boxes: bool = True,
     box_score_thresh: float,
     box_nms_thresh: float,
@@ -177,6 +178,7 @@ def rcnn(
         max_size: what the longer side may not exceed, in pixels.
         rpn_sampled_gradient: whether the gradient of the RPN's head is computed where it is not zero; else everywhere, as by
             torchvision.
+        rpn_batched: whether the RPN matches and sorts out all images of a batch at once; None for on a GPU alone.
         masks_in_boxes: whether an evaluation takes masks from their boxes, without pasting them into whole images.
         enlarge_to: where `min_size` is less than this, both sizes grow by the same factor until it is this; None for never.
         image_mean: of red, green, blue in 0..1.
@@ -233,7 +235,7 @@ def rcnn(
     )
     if masks_in_boxes:
         model.transform.__class__ = BoxMaskTransform
-    if rpn_sampled_gradient:
+    if rpn_sampled_gradient or rpn_batched is not False:
         model.rpn = SampledRPN(
             anchor_generator,
             model.get_submodule("rpn.head"),
@@ -246,6 +248,7 @@ def rcnn(
             nms_thresh=rpn_nms_thresh,
             score_thresh=rpn_score_thresh,
         )
+        model.rpn.sampled_gradient, model.rpn.batched = rpn_sampled_gradient, rpn_batched
     # Any: a module's attributes are Tensor or Module to the type checker.
     heads: Any = model.roi_heads
     if isinstance(box_roi_pool, RegionPool) and type(heads.box_head) is TwoMLPHead:

@@ -1,4 +1,4 @@
-"""A region proposal network that learns from the sampled anchors alone, as its loss does."""
+"""A region proposal network that learns from the sampled anchors alone, as its loss does, and looks at all images at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,102 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from detlab.ops.sparse import sparse_product
+from detlab.ops.suppression import keep_of_groups
+
+# Overlaps of boxes and anchors that are held at a time; more are taken image by image.
+_OVERLAPS = 100_000_000
 
 
 class SampledRPN(RegionProposalNetwork):
-    """torchvision's `RegionProposalNetwork`, with its results, and a backward pass through the sampled anchors' cells alone.
+    """torchvision's `RegionProposalNetwork`, with its results, in fewer and smaller operations.
+
+    With `sampled_gradient` its backward pass goes through the sampled anchors' cells alone.
 
     The loss reads a few hundred of often more than a hundred thousand anchors: of all others the gradient is zero. So the head runs
     over the whole maps without a graph, for the proposals, and once more, with one, over the 3 x 3 patches around the cells whose
     anchors were sampled. Where these are a large part of the cells it does as torchvision does.
+
+    With `batched` the images of a batch are matched, and their proposals sorted out, all at once: for a GPU, which waits for the
+    next small operation most of the time. Its suppression walks through one image's thousands of boxes after the other.
+
+    Attributes:
+        sampled_gradient: see above.
+        batched: see above; None for where it pays, on a GPU.
     """
+
+    sampled_gradient = True
+    batched: bool | None = None
+
+    def _at_once(self, device: torch.device) -> bool:
+        if torch._C._get_tracing_state() is not None:
+            return False  # which is written down for any number of boxes
+        return device.type == "cuda" if self.batched is None else self.batched
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The best proposals of each image, at most `post_nms_top_n`, the best first, with their scores.
+
+        Args:
+            proposals: xyxy, `[B, A, 4]`.
+            objectness: logits, `[B * A, 1]`.
+            image_shapes: height and width of each image.
+            num_anchors_per_level: their sum is A.
+        """
+        if not self._at_once(proposals.device):
+            return super().filter_proposals(proposals, objectness, image_shapes, num_anchors_per_level)
+        logits = objectness.detach().reshape(len(proposals), -1)
+        chosen = self._get_top_n_idx(logits, num_anchors_per_level)
+        scores = logits.gather(1, chosen).sigmoid()
+        boxes = proposals.gather(1, chosen[:, :, None].expand(-1, -1, 4))
+        limits = torch.tensor([[width, height] * 2 for height, width in image_shapes], dtype=boxes.dtype)
+        boxes = boxes.clamp(min=0).minimum(limits.to(boxes.device, non_blocking=True)[:, None])
+        sides = boxes[:, :, 2:] - boxes[:, :, :2]
+        valid = (sides >= self.min_size).all(-1) & (scores >= self.score_thresh)
+        # Of a level the best come first already.
+        counts = [min(self.pre_nms_top_n(), anchors) for anchors in num_anchors_per_level]
+        most = max(counts)
+        levels = [
+            functional.pad(torch.cat([part, ok[:, :, None].to(part.dtype)], -1), (0, 0, 0, most - count))
+            for part, ok, count in zip(boxes.split(counts, 1), valid.split(counts, 1), counts, strict=True)
+        ]
+        groups = torch.stack(levels, 1).flatten(0, 1)
+        kept = keep_of_groups(groups[..., :4], groups[..., 4] > 0, self.nms_thresh).view(len(boxes), len(counts), most)
+        kept = torch.cat([kept[:, level, :count] for level, count in enumerate(counts)], 1)
+        order = torch.sort(torch.where(kept, scores, -1.0), dim=1, descending=True, stable=True)[1]
+        order = order[:, : self.post_nms_top_n()]
+        found = kept.sum(1).clamp(max=order.shape[1]).tolist()
+        boxes, scores = boxes.gather(1, order[:, :, None].expand(-1, -1, 4)), scores.gather(1, order)
+        return (
+            [of_image[:n] for of_image, n in zip(boxes, found, strict=True)],
+            [of_image[:n] for of_image, n in zip(scores, found, strict=True)],
+        )
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each image's anchors `[A, 4]`: 1 for an object, 0 for background, -1 for neither, and the box of the object."""
+        boxes = [target["boxes"] for target in targets]
+        most = max(len(of_image) for of_image in boxes)
+        few = 0 < most * len(anchors) * len(anchors[0]) <= _OVERLAPS
+        if not few or not self._at_once(anchors[0].device):
+            return super().assign_targets_to_anchors(anchors, targets)
+        padded = torch.stack([functional.pad(of_image, (0, 0, 0, most - len(of_image))) for of_image in boxes])
+        lengths = torch.tensor([len(of_image) for of_image in boxes]).to(padded.device, non_blocking=True)
+        real = torch.arange(most, device=padded.device) < lengths[:, None]
+        overlaps = torch.where(real[:, :, None], _box_iou(padded, torch.stack(anchors)), -1)
+        best, match = overlaps.max(1)
+        # The anchors that overlap an object the most are its, however little that is.
+        own = ((overlaps == overlaps.amax(2, keepdim=True)) & real[:, :, None]).any(1)
+        matcher = self.proposal_matcher
+        is_object = (best >= matcher.high_threshold) | own
+        labels = torch.where(is_object, 1.0, torch.where(best < matcher.low_threshold, 0.0, -1.0))
+        index = torch.where(is_object, match, 0)[:, :, None].expand(-1, -1, 4)
+        return list(labels), list(padded.gather(1, index))
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -28,7 +115,8 @@ class SampledRPN(RegionProposalNetwork):
         maps = list(features.values())
         cells = sum(value.shape[2] * value.shape[3] for value in maps)
         few = 2 * self.fg_bg_sampler.batch_size_per_image <= cells
-        if not (few and self.training and torch.is_grad_enabled() and targets is not None and _is_plain(self.head)):
+        wanted = self.sampled_gradient and few
+        if not (wanted and self.training and torch.is_grad_enabled() and targets is not None and _is_plain(self.head)):
             return super().forward(images, features, targets)
         with torch.no_grad():
             scores, deltas = self.head(maps)
@@ -81,6 +169,16 @@ class SampledRPN(RegionProposalNetwork):
             start += count
         back = torch.argsort(torch.cat(order))
         return torch.cat(scores)[back], torch.cat(deltas)[back]
+
+
+def _box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Torchvision's `box_iou` of each image's boxes `[B, G, 4]` and anchors `[B, A, 4]`: `[B, G, A]`."""
+    boxes, anchors = boxes[:, :, None], anchors[:, None]
+    low, high = torch.maximum(boxes[..., :2], anchors[..., :2]), torch.minimum(boxes[..., 2:], anchors[..., 2:])
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    common = width * height
+    of_boxes, of_anchors = ((b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (boxes, anchors))
+    return common / (of_boxes + of_anchors - common)
 
 
 def _is_plain(head: Any) -> bool:

@@ -251,7 +251,8 @@ def roi_align(
 # other work, should not choose differently by chance.
 _MARGIN = 2.0
 _ROUNDS = 12
-_MEASURED_REGIONS = 16
+# By kind of device, else the first: a GPU does few regions as fast as one, by any method.
+_MEASURED_REGIONS = {"cpu": 16, "cuda": 512}
 # So many regions a cell are needed to defer: the weights are turned once more for it.
 _DEFER = 1.5
 _chosen: dict[tuple[Any, ...], str] = {}
@@ -271,7 +272,8 @@ def fastest(features: Sequence[Tensor], regions: int, output_size: tuple[int, in
     """
     largest = max(features, key=lambda maps: maps.shape[2] * maps.shape[3])
     _, channels, height, width = largest.shape
-    sizes = ((height * width).bit_length(), min(regions, _MEASURED_REGIONS).bit_length())
+    most = _MEASURED_REGIONS.get(largest.device.type, _MEASURED_REGIONS["cpu"])
+    sizes = ((height * width).bit_length(), min(regions, most).bit_length())
     key = (largest.device.type, largest.dtype, channels, *sizes, output_size, sampling_ratio)
     if key not in _chosen:
         _chosen[key] = clearly_fastest(

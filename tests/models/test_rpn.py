@@ -77,6 +77,63 @@ def test_evaluation_is_torchvisions() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("boxes", [BOXES, BOXES[:0]], ids=["objects", "no objects"])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_all_images_at_once_are_what_each_is_alone(levels: int, boxes: Tensor, sampled: bool) -> None:
+    results = []
+    for batched in (False, True):
+        rpn = _rpn(SampledRPN, 8, levels, 64)
+        rpn.batched, rpn.sampled_gradient = batched, sampled
+        results.append(_step(rpn, torch.float32, levels, boxes))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+def test_of_images_without_any_object_nothing_is_matched_at_once_either() -> None:
+    rpn = _rpn(SampledRPN, 8, 1, 64)
+    anchors = [torch.tensor([[0.0, 0, 8, 8], [4, 4, 20, 20]])] * 2
+    targets = [{"boxes": BOXES[:0]}] * 2
+    rpn.batched = True
+    labels, matched = rpn.assign_targets_to_anchors(anchors, targets)
+    assert [x.tolist() for x in labels] == [[0, 0]] * 2
+    assert [x.shape for x in matched] == [(2, 4)] * 2
+
+
+def test_images_of_other_numbers_of_objects_are_matched_as_each_is_alone() -> None:
+    torch.manual_seed(3)
+    anchors = [_boxes(500)] * 3
+    targets = [{"boxes": _boxes(count)} for count in (7, 0, 40)]
+    rpn = _rpn(SampledRPN, 8, 1, 64)
+    found = []
+    for batched in (False, True):
+        rpn.batched = batched
+        found.append(rpn.assign_targets_to_anchors(anchors, targets))
+    labels, matched = found[1]
+    torch.testing.assert_close(labels, found[0][0], rtol=0, atol=0)
+    for ours, theirs, label in zip(matched, found[0][1], labels, strict=True):
+        torch.testing.assert_close(ours[label > 0], theirs[label > 0], rtol=0, atol=0)  # of the others nobody asks
+    assert [len(label.unique()) for label in labels] == [3, 1, 3]
+
+
+def test_proposals_with_equal_scores_small_boxes_and_a_least_score_are_torchvisions() -> None:
+    torch.manual_seed(6)
+    proposals = torch.stack([_boxes(300), _boxes(300)])
+    proposals[:, ::7, 2] = proposals[:, ::7, 0]  # without extent
+    scores = torch.randint(-3, 4, (600, 1)).float()
+    found = []
+    for batched in (False, True):
+        rpn = _rpn(SampledRPN, 8, 1, 64).eval()
+        rpn.score_thresh, rpn.nms_thresh, rpn.batched = 0.3, 0.2, batched
+        found.append(rpn.filter_proposals(proposals, scores, [(100, 120), (90, 80)], [200, 100]))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert all(0 < len(boxes) < 100 for boxes in found[1][0])
+
+
+def _boxes(count: int) -> Tensor:
+    corner = torch.rand(count, 2) * 100
+    return torch.cat([corner, corner + 3 + torch.rand(count, 2) * 50], 1)
+
+
 def test_bfloat16_maps_give_losses_in_float32_near_the_precise_ones() -> None:
     losses = []
     for enabled in (False, True):

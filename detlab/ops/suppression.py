@@ -1,0 +1,56 @@
+"""Non-maximum suppression of many groups of boxes at once, for a device that does much at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Between looks at whether anything still changes, each of which waits for the device.
+_ITERATIONS = 4
+# Of the matrices that are held at a time.
+_ELEMENTS = 50_000_000
+
+
+def keep_of_groups(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Which boxes remain when, from the first on, each that remains removes those after it that overlap it by more than a threshold.
+
+    torchvision's `nms` walks through the boxes one after the other. Here all boxes of all groups are looked at again and again,
+    against what remained the last time, until nothing changes: after k rounds those are settled that hang on chains of k
+    removals, which are short. What is found then is what the walk finds.
+
+    Args:
+        boxes: of G groups, the best first, `[G, K, 4]`, xyxy.
+        valid: those that count, bool `[G, K]`.
+        threshold: IoU above which one box removes another.
+
+    Returns:
+        bool `[G, K]`.
+    """
+    groups, count = valid.shape
+    kind = boxes.device.type
+    dtype = (
+        torch.float16 if kind == "cuda" else torch.float32
+    )  # of zeros and ones, whose sums are compared with 0 alone
+    removes = torch.empty((groups, count, count), dtype=dtype, device=boxes.device)
+    step = max(1, _ELEMENTS // max(1, count * count))
+    for start in range(0, groups, step):
+        here = slice(start, start + step)
+        removes[here] = (_overlaps(boxes[here]) > threshold).triu_(1)
+    keep = valid
+    with torch.autocast(kind, enabled=False):
+        while True:
+            for _ in range(_ITERATIONS):
+                before = keep
+                keep = valid & (torch.bmm(before[:, None].to(dtype), removes)[:, 0] == 0)
+            if torch.equal(before, keep):
+                return keep
+
+
+def _overlaps(boxes: Tensor) -> Tensor:
+    """IoU of each two boxes of a group, `[G, K, K]`, by torchvision's arithmetic."""
+    low, high = boxes.split(2, -1)
+    areas = (high - low).prod(-1)
+    width, height = ((torch.minimum(high[:, :, None, i], high[:, None, :, i])
+                      - torch.maximum(low[:, :, None, i], low[:, None, :, i])).clamp_(min=0) for i in (0, 1))  # fmt: skip
+    common = width.mul_(height)
+    return common / (areas[:, :, None] + areas[:, None] - common)
