@@ -23,6 +23,9 @@ from detlab.config import CONF, register
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The tests say what comes out on a processor, some of them in every bit, and their own models know no other device.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -17,7 +17,8 @@ FAST = ("precision=auto",)
 # Torchvision's own operations and pycocotools, in place of what detlab does faster.
 PLAIN = (
     "model.box_roi_pool.method=torchvision", "model.mask_roi_pool.method=torchvision", "model.rpn_sampled_gradient=false",
-    "model.rpn_batched=false", "model.backbone.fold_norms=false", "model.masks_in_boxes=false", "evaluator.backend=pycocotools", "precision=fp32",
+    "model.rpn_batched=false", "model.backbone.fold_norms=false", "model.masks_in_boxes=false", "evaluator.backend=pycocotools",
+    "precision=fp32",
 )  # fmt: skip
 KINDS = (("fast", FAST), ("plain", PLAIN))
 METRICS = ("val/bbox/AP", "val/segm/AP")

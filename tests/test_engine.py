@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from detlab import engine
-from detlab.engine import Device, NonFiniteStep, StepReport, bf16_ratio, evaluate, select_device, train_one_epoch
+from detlab.engine import (
+    Device,
+    NonFiniteStep,
+    StepReport,
+    bf16_ratio,
+    evaluate,
+    select_device,
+    suits_channels_last,
+    train_one_epoch,
+)
 from detlab.errors import NonFiniteLossError, OutOfMemoryError
 from detlab.stopping import RunStopping
 
@@ -246,6 +255,12 @@ def test_a_slow_precision_that_was_asked_for_is_kept_and_warned_of(
         assert select_device("cpu", "bf16").precision == "bf16"
     assert "precision=bf16 will be slower than fp32 here" in caplog.text
     bf16_ratio.cache_clear()
+
+
+@pytest.mark.parametrize(("kind", "groups", "suits"), [("cuda", 8, False), ("cuda", 1, True), ("cpu", 8, True)])
+def test_a_gpu_is_given_no_depthwise_convolution_channels_last(kind: str, groups: int, suits: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=groups))
+    assert suits_channels_last(model, kind) == suits
 
 
 def test_the_probe_measures_this_machine_and_draws_nothing() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 
 from detlab import cli
 from detlab.config import register
@@ -113,6 +114,17 @@ def test_wherever_jobs_are_done_a_failure_is_told_and_repeated_alone(app: list[s
     assert not Path("s/1-optimizer.lr=0.5", FAILED).exists()
     none = do(app, "rerun", "s", "--failed")
     assert (none.returncode, none.stdout) == (0, "s: 0 of 3 jobs to repeat\n")
+
+
+@pytest.mark.slow
+def test_jobs_of_a_pool_load_images_in_processes_of_their_own(tmp_path: Path) -> None:
+    needs("joblib")
+    # Real ones: joblib 1.6 made its own way of starting processes the one that the data loader took.
+    jobs = ["max_steps=1", "workers=1", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=s"]
+    command = [sys.executable, "-m", "detlab.run", "-m", *TINY, *jobs]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [outcome_of(folder).state for folder in sorted((tmp_path / "s").glob("[0-9]*"))] == ["done", "done"]
 
 
 @pytest.mark.slow

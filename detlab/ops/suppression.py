@@ -12,7 +12,7 @@ _ELEMENTS = 50_000_000
 
 
 def keep_of_groups(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Which boxes remain when, from the first on, each that remains removes those after it that overlap it by more than a threshold.
+    """Which boxes remain when, from the first on, each that does removes those after it that overlap it by more than a threshold.
 
     torchvision's `nms` walks through the boxes one after the other. Here all boxes of all groups are looked at again and again,
     against what remained the last time, until nothing changes: after k rounds those are settled that hang on chains of k
