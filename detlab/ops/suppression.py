@@ -36,12 +36,16 @@ def keep_of_groups(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     for start in range(0, groups, step):
         here = slice(start, start + step)
         removes[here] = (_overlaps(boxes[here]) > threshold).triu_(1)
+
+    def looked_at(keep: Tensor) -> Tensor:
+        return valid & (torch.bmm(keep[:, None].to(dtype), removes)[:, 0] == 0)
+
     keep = valid
     with torch.autocast(kind, enabled=False):
         while True:
-            for _ in range(_ITERATIONS):
-                before = keep
-                keep = valid & (torch.bmm(before[:, None].to(dtype), removes)[:, 0] == 0)
+            for _ in range(_ITERATIONS - 1):
+                keep = looked_at(keep)
+            before, keep = keep, looked_at(keep)
             if torch.equal(before, keep):
                 return keep
 
