@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from detlab.data.loader import EpochBatches, Loader
 from detlab.engine import Device, StepReport, predict, select_device, train_one_epoch
 from detlab.evaluation.results import prediction_to_results
 from detlab.models.weights import settle
+from detlab.ops.timing import clock
 from detlab.profiling import activities, table
 from detlab.stopping import RunStopping
 from detlab.structures import Batch
@@ -96,13 +96,6 @@ class _Endless:
         return self._batches
 
 
-def _clock() -> float:
-    """Seconds, when a GPU, if one is used, has done what it was told to do."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class _Timed(ABC):
     """What all contestants share: how a round is timed and profiled."""
 
@@ -118,15 +111,15 @@ class _Timed(ABC):
 
     def round(self) -> float:
         """Seconds of a unit of the work."""
-        started = _clock()
+        started = clock()
         self.work()
-        return (_clock() - started) / self.units
+        return (clock() - started) / self.units
 
     def profile(self) -> str:
         """The operations that took the most time in one more round, by torch's profiler."""
         with torch.profiler.profile(activities=activities()) as profiler:
             self.work()
-            _clock()
+            clock()
         return table(profiler, 20)
 
     def result(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from detlab.ops.sparse import sparse_product
-from detlab.ops.suppression import keep_of_groups
+from detlab.ops.suppression import keep_of_groups, overlaps
 
 # Overlaps of boxes and anchors that are held at a time; more are taken image by image.
 _OVERLAPS = 100_000_000
@@ -27,7 +27,7 @@ class SampledRPN(RegionProposalNetwork):
     anchors were sampled. Where these are a large part of the cells it does as torchvision does.
 
     With `batched` the images of a batch are matched, and their proposals sorted out, all at once: for a GPU, which waits for the
-    next small operation most of the time. Its suppression walks through one image's thousands of boxes after the other.
+    next small operation most of the time, and whose suppression by torchvision walks through one image's boxes after the other.
 
     Attributes:
         sampled_gradient: see above.
@@ -98,10 +98,10 @@ class SampledRPN(RegionProposalNetwork):
         padded = torch.stack([functional.pad(of_image, (0, 0, 0, most - len(of_image))) for of_image in boxes])
         lengths = torch.tensor([len(of_image) for of_image in boxes]).to(padded.device, non_blocking=True)
         real = torch.arange(most, device=padded.device) < lengths[:, None]
-        overlaps = torch.where(real[:, :, None], _box_iou(padded, torch.stack(anchors)), -1)
-        best, match = overlaps.max(1)
+        shared = torch.where(real[:, :, None], overlaps(padded, torch.stack(anchors)), -1)
+        best, match = shared.max(1)
         # The anchors that overlap an object the most are its, however little that is.
-        own = ((overlaps == overlaps.amax(2, keepdim=True)) & real[:, :, None]).any(1)
+        own = ((shared == shared.amax(2, keepdim=True)) & real[:, :, None]).any(1)
         matcher = self.proposal_matcher
         is_object = (best >= matcher.high_threshold) | own
         labels = torch.where(is_object, 1.0, torch.where(best < matcher.low_threshold, 0.0, -1.0))
@@ -169,16 +169,6 @@ class SampledRPN(RegionProposalNetwork):
             start += count
         back = torch.argsort(torch.cat(order))
         return torch.cat(scores)[back], torch.cat(deltas)[back]
-
-
-def _box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Torchvision's `box_iou` of each image's boxes `[B, G, 4]` and anchors `[B, A, 4]`: `[B, G, A]`."""
-    boxes, anchors = boxes[:, :, None], anchors[:, None]
-    low, high = torch.maximum(boxes[..., :2], anchors[..., :2]), torch.minimum(boxes[..., 2:], anchors[..., 2:])
-    width, height = (high - low).clamp(min=0).unbind(-1)
-    common = width * height
-    of_boxes, of_anchors = ((b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (boxes, anchors))
-    return common / (of_boxes + of_anchors - common)
 
 
 def _is_plain(head: Any) -> bool:

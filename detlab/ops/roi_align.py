@@ -7,7 +7,6 @@ matrix times the bins' gradients. torchvision's CPU kernel adds that gradient ce
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from torchvision.ops._utils import convert_boxes_to_roi_format
 
 from detlab.errors import UserError
 from detlab.ops.sparse import sparse_product
+from detlab.ops.timing import clock
 
 Method = Literal["torchvision", "dense", "sparse"]
 METHODS: tuple[Method, ...] = ("torchvision", "dense", "sparse")
@@ -313,16 +313,10 @@ def _seconds(method: str, like: Tensor, regions: int, output_size: tuple[int, in
         boxes = torch.cat([corner * 0, corner * extent, (corner + 0.3) * extent], 1)
         measured = []
         for _ in range(2):
-            started = _clock(like.device)
+            started = clock(like.device)
             roi_align(maps, boxes, output_size, 1.0, sampling_ratio, method=method).sum().backward()
-            measured.append(_clock(like.device) - started)
+            measured.append(clock(like.device) - started)
     return min(measured)
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class MultiScaleRoIAlign(ops.MultiScaleRoIAlign):

@@ -28,14 +28,13 @@ def keep_of_groups(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """
     groups, count = valid.shape
     kind = boxes.device.type
-    dtype = (
-        torch.float16 if kind == "cuda" else torch.float32
-    )  # of zeros and ones, whose sums are compared with 0 alone
+    # Of zeros and ones, whose sums are compared with 0 alone.
+    dtype = torch.float16 if kind == "cuda" else torch.float32
     removes = torch.empty((groups, count, count), dtype=dtype, device=boxes.device)
     step = max(1, _ELEMENTS // max(1, count * count))
     for start in range(0, groups, step):
         here = slice(start, start + step)
-        removes[here] = (_overlaps(boxes[here]) > threshold).triu_(1)
+        removes[here] = (overlaps(boxes[here], boxes[here]) > threshold).triu_(1)
 
     def looked_at(keep: Tensor) -> Tensor:
         return valid & (torch.bmm(keep[:, None].to(dtype), removes)[:, 0] == 0)
@@ -50,11 +49,13 @@ def keep_of_groups(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
                 return keep
 
 
-def _overlaps(boxes: Tensor) -> Tensor:
-    """IoU of each two boxes of a group, `[G, K, K]`, by torchvision's arithmetic."""
-    low, high = boxes.split(2, -1)
-    areas = (high - low).prod(-1)
-    width, height = ((torch.minimum(high[:, :, None, i], high[:, None, :, i])
-                      - torch.maximum(low[:, :, None, i], low[:, None, :, i])).clamp_(min=0) for i in (0, 1))  # fmt: skip
-    common = width.mul_(height)
-    return common / (areas[:, :, None] + areas[:, None] - common)
+def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """Torchvision's `box_iou` of each group's boxes `[G, N, 4]` with its others `[G, M, 4]`: `[G, N, M]`."""
+    areas, other_areas = (
+        (group[..., 2] - group[..., 0]) * (group[..., 3] - group[..., 1]) for group in (boxes, others)
+    )
+    boxes, others = boxes[:, :, None], others[:, None]
+    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    width, height = (high - low).clamp_(min=0).unbind(-1)
+    common = width * height
+    return common / (areas[:, :, None] + other_areas[:, None] - common)
