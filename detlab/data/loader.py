@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
@@ -171,6 +172,8 @@ def _begin_worker(_worker: int) -> None:
     def first_one(number: int, _frame: FrameType | None) -> None:
         # A second one is the DataLoader's own, to a worker that hangs; Python's, when a process ends, comes once.
         signal.signal(number, signal.SIG_DFL)
+        # With 0: to torch, a worker that ended otherwise is an error, in the midst of whatever the run does, saving perhaps.
+        signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(0))
         signal.alarm(_SECONDS_AFTER_SIGTERM)
 
     keep_freed_memory(False)

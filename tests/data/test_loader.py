@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from typing import Any
 
 import pytest
 import torch
 
+from detlab.data import loader as module
 from detlab.data.loader import EpochBatches, evaluation_loader, training_loader
 from detlab.data.synthetic import Synthetic
 from detlab.data.transforms import Flip
@@ -123,3 +128,23 @@ def test_a_bad_sample_is_named_in_one_line_from_any_process(workers: int) -> Non
     with pytest.raises(UserError, match=r"^Faulty, image train-0002: object 0 has a box of zero") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="the workers would not know of the shorter time"
+)
+def test_a_worker_that_ends_by_itself_after_sigterm_does_not_disturb_what_the_run_still_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As where a whole group is told, and saving takes long.
+    monkeypatch.setattr(module, "_SECONDS_AFTER_SIGTERM", 1)
+    loader = evaluation_loader(small("val"), workers=1, pin_memory=False)
+    next(iter(loader))
+    (worker,) = loader._loader._iterator._workers  # pyright: ignore
+    os.kill(worker.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while worker.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert worker.exitcode == 0
+    loader.close()
