@@ -353,6 +353,7 @@ RULES: dict[str, Rule] = {
         lambda v: isinstance(v, Sequence) and len(v) > 0 and all(isinstance(x, int) and x >= 1 for x in v),
     ),
     "model.image_std": ("three numbers above 0", lambda v: len(v) == 3 and all(_is_number(x) and x > 0 for x in v)),
+    "model.rpn_batched": ("true, false or null", lambda v: isinstance(v, bool)),
     **{f"model.{key}": _fraction() for key in MODEL_FRACTIONS},
     **{f"model.{key}": _at_least(1) for key in MODEL_COUNTS},
     "optimizer.lr": _above(0),

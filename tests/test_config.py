@@ -142,6 +142,7 @@ def test_an_image_size_given_at_the_top_reaches_the_model() -> None:
         ("precision", "fp8"),
         ("device", "gpu"),
         ("device", "cuda:x"),
+        ("model.rpn_batched", "maybe"),
         ("image_size.min", 0),
         ("optimizer.lr", 0),
         ("optimizer.lr", float("inf")),
