@@ -157,14 +157,16 @@ def explain(error: Exception) -> int:
     if status_of(error) == 2:
         print(f"detlab: {printable(str(error))}", file=sys.stderr)
         return 2
-    full_or_read_only = isinstance(error, OSError) and error.errno in (
+    of_the_disk = isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,
         errno.EFBIG,
         errno.EROFS,
         errno.EACCES,
+        errno.EEXIST,  # a file in the place of a folder
+        errno.ENOTDIR,
     )
-    if isinstance(error, BrokenDownError) or full_or_read_only:
+    if isinstance(error, BrokenDownError) or of_the_disk:
         print(f"detlab: {printable(str(error))}", file=sys.stderr)
         return 1
     traceback.print_exception(error)

@@ -45,6 +45,7 @@ def test_a_sweep_whose_jobs_are_done_but_whose_sweeper_failed_has_not_succeeded(
         (UserError("key: value"), 2, False),
         (NonFiniteLossError("step 3"), 1, False),
         (PermissionError(13, "Permission denied", "a"), 1, False),
+        (FileExistsError(17, "File exists", "sweep/3-seed=1"), 1, False),
         (ZeroDivisionError("a bug of ours"), 1, True),
     ],
 )
