@@ -51,21 +51,23 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5, choices=range(2, len(T95) + 2))
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="runs beside each other")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args()
     folder = given.folder.resolve()
+    seeds = range(given.first, given.first + given.seeds)
     with ThreadPoolExecutor(given.jobs) as pool:
         pending = [
             [
                 pool.submit(last_metrics, folder / f"{kind}-{seed}", f"seed={seed}", *more, *given.overrides)
                 for kind, more in KINDS
             ]
-            for seed in range(given.seeds)
+            for seed in seeds
         ]
         pairs = [[run.result() for run in runs] for runs in pending]
     for metric in METRICS:
-        for seed, (fast, plain) in enumerate(pairs):
+        for seed, (fast, plain) in zip(seeds, pairs, strict=True):
             print(f"seed {seed}  {metric}  fast {fast[metric]:.4f}  plain {plain[metric]:.4f}")
         apart = [fast[metric] - plain[metric] for fast, plain in pairs]
         low, high = interval(apart)
