@@ -134,10 +134,21 @@ CAVEAT = (
 )
 
 
-def in_words(name: str, found: Difference) -> str:
-    """Whether the two can be told apart, as one says it."""
+def in_words(name: str, found: Difference, *, seeds_alone: bool = False) -> str:
+    """Whether the two can be told apart, as one says it.
+
+    Args:
+        name: of the number.
+        found: its difference.
+        seeds_alone: A and B have the same settings; then their weights may be told apart, but nothing that one could choose.
+    """
     images = f"{found.images} image{'s' if found.images != 1 else ''}"
     said = f"{name}: B - A is {found.difference:+.4f}, between {found.low:+.4f} and {found.high:+.4f} with {LEVEL:.0%} confidence"
+    if found.told_apart and seeds_alone:
+        return (
+            f"{said}: the runs' settings cannot be told apart, being the same but for the seed; training's chance alone moved these "
+            f"weights further than the chance of {images}."
+        )
     if found.told_apart:
         better = "B" if found.difference > 0 else "A"
         return f"{said}: the runs can be told apart with {images}; {better} is better."

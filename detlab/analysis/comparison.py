@@ -36,20 +36,30 @@ class Compared:
         numbers: A's and B's of each of COCO's numbers and of AP by class.
         intervals: of the numbers that were resampled.
         errors: A's and B's.
+        seeds_alone: they are runs with the same settings but for the seed.
     """
 
     numbers: dict[str, tuple[float, float]]
     intervals: dict[str, Difference]
     errors: tuple[ErrorCounts, ErrorCounts]
+    seeds_alone: bool = False
 
     @property
     def verdicts(self) -> list[str]:
         """A sentence for each number that was resampled."""
-        return [in_words(name, found) for name, found in self.intervals.items()]
+        return [in_words(name, found, seeds_alone=self.seeds_alone) for name, found in self.intervals.items()]
 
 
 def compared(
-    a: Matched, b: Matched, iou_type: IouType, *, images: int, resamples: int, seed: int, threshold: float
+    a: Matched,
+    b: Matched,
+    iou_type: IouType,
+    *,
+    images: int,
+    resamples: int,
+    seed: int,
+    threshold: float,
+    seeds_alone: bool = False,
 ) -> Compared:
     """Compare what two detectors found in the same images.
 
@@ -61,6 +71,7 @@ def compared(
         resamples: of the bootstrap.
         seed: of the bootstrap.
         threshold: least score of a detection that counts as right or wrong in an image.
+        seeds_alone: whether they are runs with the same settings but for the seed.
     """
     numbers = [numbers_once(side) for side in (a, b)]
     metrics = [metric for metric in METRICS[iou_type] if metric.name in RESAMPLED]
@@ -68,6 +79,7 @@ def compared(
         numbers={name: (numbers[0][name], numbers[1][name]) for name in numbers[0] if name in numbers[1]},
         intervals=paired(a, b, metrics, images=images, resamples=resamples, seed=seed),
         errors=(errors_by_image(a, images, threshold), errors_by_image(b, images, threshold)),
+        seeds_alone=seeds_alone,
     )
 
 
@@ -109,6 +121,7 @@ def as_plain(comparisons: Mapping[IouType, Compared]) -> dict[str, Any]:
     return {
         "verdicts": [said for c in comparisons.values() for said in c.verdicts],
         "caveat": CAVEAT,
+        "seeds_alone": any(c.seeds_alone for c in comparisons.values()),
         "metrics": {
             name: {"a": _finite(a), "b": _finite(b), "difference": _finite(b - a)} for name, (a, b) in numbers.items()
         },

@@ -213,6 +213,7 @@ def _compared(inputs: _Inputs, arguments: argparse.Namespace) -> dict[IouType, C
             resamples=arguments.resamples,
             seed=arguments.seed,
             threshold=arguments.threshold,
+            seeds_alone=inputs.config is not None and set(inputs.config) == {"seed"},
         )
     return found
 

@@ -129,6 +129,21 @@ def test_the_page_needs_no_network_and_has_pictures_and_the_numbers_of_score(
     assert re.search(r": bbox A \d found, 0 missed, 0 wrong; B \d found, [1-9] missed, 0 wrong", first)
 
 
+def test_two_seeds_of_the_same_settings_are_not_told_apart_however_far_their_weights_are(
+    two: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for config in (Path("half/config.yaml"), Path("half/config_resolved.yaml")):
+        if config.exists():
+            config.write_text(re.sub(r"^seed: 0$", "seed: 1", config.read_text().replace("lr: 0.5", "lr: 0.001"), flags=re.M))
+    status, said, _ = compare("all", "half", "--out", "out", "--json", "--no-pictures", capsys=capsys)
+    content = json.loads(said)
+    assert status == 0
+    assert content["config"] == {"seed": [0, 1]}
+    assert content["seeds_alone"]
+    assert all("settings cannot be told apart" in verdict for verdict in content["verdicts"])
+    assert "settings cannot be told apart" in Path("out/comparison.html").read_text()
+
+
 def test_without_pictures_no_image_is_read(
     two: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
