@@ -146,8 +146,8 @@ def in_words(name: str, found: Difference, *, seeds_alone: bool = False) -> str:
     said = f"{name}: B - A is {found.difference:+.4f}, between {found.low:+.4f} and {found.high:+.4f} with {LEVEL:.0%} confidence"
     if found.told_apart and seeds_alone:
         return (
-            f"{said}: the runs' settings cannot be told apart, being the same but for the seed; training's chance alone moved these "
-            f"weights further than the chance of {images}."
+            f"{said}: the runs' settings cannot be told apart, being the same but for the seed; training's chance alone moved "
+            f"these weights further than the chance of {images}."
         )
     if found.told_apart:
         better = "B" if found.difference > 0 else "A"

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     """
     argparse.ArgumentParser(
         prog="detlab completion",
-        description="Prints the function by which bash completes detlab's commands, and "
+        description="Prints the function by which bash, and zsh after bashcompinit, completes detlab's commands, and "
         "the keys and choices of a run's configuration.",
         epilog='in ~/.bashrc: eval "$(detlab completion)"',
         allow_abbrev=False,

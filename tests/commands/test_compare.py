@@ -134,7 +134,9 @@ def test_two_seeds_of_the_same_settings_are_not_told_apart_however_far_their_wei
 ) -> None:
     for config in (Path("half/config.yaml"), Path("half/config_resolved.yaml")):
         if config.exists():
-            config.write_text(re.sub(r"^seed: 0$", "seed: 1", config.read_text().replace("lr: 0.5", "lr: 0.001"), flags=re.M))
+            config.write_text(
+                re.sub(r"^seed: 0$", "seed: 1", config.read_text().replace("lr: 0.5", "lr: 0.001"), flags=re.M)
+            )
     status, said, _ = compare("all", "half", "--out", "out", "--json", "--no-pictures", capsys=capsys)
     content = json.loads(said)
     assert status == 0
