@@ -29,7 +29,7 @@ def test_there_are_recipes_and_sweeps() -> None:
         "synthetic_keypoints",
         "synthetic_quick",
     } <= set(RECIPES)
-    assert {"data", "folds", "lr", "models", "seeds"} <= set(SWEEPS)
+    assert {"data", "folds", "lr", "models", "seeds", "speed"} <= set(SWEEPS)
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda path: path.stem)

@@ -260,7 +260,8 @@ class _Predictions:
                     bar.advance(task, len(batch))
                 for path in videos:
                     said = self._add_video(path, every, batch_size, faults, bar)
-                    bar.console.print(said, markup=False, highlight=False)
+                    if said:
+                        bar.console.print(said, markup=False, highlight=False)
         finally:  # also after Ctrl-C: what was done is kept
             self._write()
         if self.images:
@@ -324,7 +325,7 @@ class _Predictions:
         return picture, len(believed["labels"])
 
     def _add_video(self, path: Path, every: int, batch_size: int, faults: list[str], bar: Progress) -> str:
-        """Predict and film a video; what became of it, in words. What cannot be decoded is told in `faults`."""
+        """Predict and film a video; what became of it, in words, if anything. What cannot be decoded is told in `faults`."""
         from detlab.commands.video import Video, filming
 
         begun = len(self.images), len(self.believed)
@@ -341,7 +342,8 @@ class _Predictions:
                     bar.advance(task, len(frames))
         except UserError as error:
             faults.append(str(error))
-        return f"{path}: {len(self.images) - begun[0]} image(s), {len(self.believed) - begun[1]} object(s)"
+        images, objects = len(self.images) - begun[0], len(self.believed) - begun[1]
+        return f"{path}: {images} image(s), {objects} object(s)" if images else ""
 
     def _least_score(self) -> str:
         """The threshold, in words; of several classes the lowest and the highest."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from detlab.errors import UserError
 
 
-def _av() -> Any:
-    """PyAV.
+def _av(path: Path) -> Any:
+    """PyAV, for a file.
 
     Raises:
         UserError: it is not installed.
@@ -25,7 +25,7 @@ def _av() -> Any:
     try:
         import av
     except ModuleNotFoundError:
-        raise UserError("a video needs PyAV, which is not installed: pip install 'detlab[video]'") from None
+        raise UserError(f"{path}: a video needs PyAV, which is not installed: pip install 'detlab[video]'") from None
     return av
 
 
@@ -50,7 +50,7 @@ class Video:
     """
 
     def __init__(self, path: Path, every: int) -> None:
-        av = _av()
+        av = _av(path)
         self.path, self.every = path, every
         try:
             with av.open(str(path)) as container:
@@ -68,7 +68,7 @@ class Video:
         Raises:
             UserError: one cannot be decoded; those before it have been given.
         """
-        av = _av()
+        av = _av(self.path)
         number = 0
         try:
             with av.open(str(self.path)) as container:
@@ -88,19 +88,18 @@ def upright(frame: Any) -> Tensor:
 class Film:
     """A video that is written picture by picture; see `filming`."""
 
-    def __init__(self, container: Any, rate: Fraction) -> None:
-        self._container, self._rate, self._stream = container, rate, None
+    def __init__(self, av: Any, container: Any, rate: Fraction) -> None:
+        self._av, self._container, self._rate, self._stream = av, container, rate, None
 
     def add(self, picture: Tensor) -> None:
         """Write a picture, uint8 `[3, H, W]`; all of a film are of one size. A side that is odd loses its last line."""
-        av = _av()
         pixels = picture[:, : picture.shape[1] // 2 * 2, : picture.shape[2] // 2 * 2]
         if self._stream is None:
-            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
             self._stream = self._container.add_stream(codec, rate=self._rate)
             self._stream.height, self._stream.width = pixels.shape[1:]
             self._stream.pix_fmt = "yuv420p"
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), format="rgb24")
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), format="rgb24")
         self._container.mux(self._stream.encode(frame))
 
     @property
@@ -117,8 +116,9 @@ class Film:
 @contextmanager
 def filming(path: Path, rate: Fraction) -> Iterator[Film]:
     """A film at `path`, of so many pictures a second; also after Ctrl-C what was added can be watched."""
-    with _av().open(str(path), "w") as container:
-        film = Film(container, rate)
+    av = _av(path)
+    with av.open(str(path), "w") as container:
+        film = Film(av, container, rate)
         try:
             yield film
         finally:

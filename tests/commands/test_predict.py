@@ -495,7 +495,9 @@ def test_without_pyav_a_video_is_told_what_brings_it(
     Path("clip.mp4").touch()
     monkeypatch.setitem(sys.modules, "av", None)
     predicted(str(seeing), "clip.mp4", "--out", "out", status=1)
-    assert "pip install 'detlab[video]'" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "clip.mp4: a video needs PyAV, which is not installed: pip install 'detlab[video]'" in said.err
+    assert "image(s)" not in said.out
     assert list(Path("out").iterdir()) == []
 
 

@@ -119,6 +119,18 @@ def test_the_fastest_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> 
     assert fastest([maps], 30, (7, 7), 2) == "torchvision"
 
 
+def test_a_deterministic_run_does_not_choose_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detlab.ops.roi_align._chosen", {})
+    monkeypatch.setattr("detlab.ops.roi_align._seconds", lambda method, *_: {"sparse": 9.0}.get(method, 1.0))
+    maps = [torch.zeros(1, 16, 9, 12)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert fastest(maps, 10, (7, 7), 2) == "sparse"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert fastest(maps, 10, (7, 7), 2) != "sparse"
+
+
 def test_what_hits_one_measurement_of_the_usual_winner_does_not_change_the_choice() -> None:
     """Other work on the machine lengthens the times of one method, several times in a row."""
     hit = iter([9.0] * 5)
