@@ -73,10 +73,15 @@ def paired(
     Returns:
         For each number `<iou_type>/<metric>`; one that has no objects is left out.
     """
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples).astype(np.float64)
-    weights = np.concatenate([np.ones((1, images)), draws])
+    weights = drawn(images, resamples, seed)
     numbers = [numbers_by_weight(side, weights, metrics, by_class=False) for side in (a, b)]
     return {name: _difference(numbers[0][name], numbers[1][name], images) for name in _measured(*numbers)}
+
+
+def drawn(images: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each of I images occurs: once, then in each of R draws with replacement; float64 `[1 + R, I]`."""
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples).astype(np.float64)
+    return np.concatenate([np.ones((1, images)), draws])
 
 
 def _measured(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
@@ -107,16 +112,18 @@ def interval(resampled: np.ndarray, images: int) -> tuple[float, float]:
         return math.nan, math.nan
     if images < 2:
         return -math.inf, math.inf
-    tail = NormalDist().cdf(-_students_quantile(images - 1) * math.sqrt(images / (images - 1)))
+    tail = NormalDist().cdf(-students_quantile(images - 1) * math.sqrt(images / (images - 1)))
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _students_quantile(freedom: int) -> float:
-    """The quantile (1 + LEVEL) / 2 of Student's t.
+def students_quantile(freedom: int) -> float:
+    """The quantile (1 + LEVEL) / 2 of Student's t, of one degree of freedom at least.
 
-    By the expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5): right to 0.001 from 6 degrees of freedom on.
+    By the expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5): right to 0.001 from 6 degrees of freedom on, to 1 % from 2 on.
     """
+    if freedom == 1:
+        return math.tan(math.pi * LEVEL / 2)  # Cauchy's distribution
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     terms = (
         (z**3 + z) / 4,
@@ -132,6 +139,9 @@ CAVEAT = (
     "This is the images' chance, for these two models; training's chance is not in it: another seed may end elsewhere, so compare "
     "settings over several seeds."
 )
+
+# The same for means over seeds.
+CAVEAT_OF_GROUPS = "Both chances are in it, the images' and training's, the latter as far as so few seeds show it."
 
 
 def in_words(name: str, found: Difference, *, seeds_alone: bool = False) -> str:

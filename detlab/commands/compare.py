@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detlab.commands.compared_runs import FinishedRun, check_same_images, check_same_objects, validation_images
+from detlab.commands.compared_runs import FinishedRun, ground_truths
 from detlab.commands.output import new_folder, refuse_existing
 from detlab.commands.predict import score_from_0_to_1
 from detlab.commands.score import comma_separated_numbers, read_json
@@ -57,10 +57,14 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"{arguments.overrides[0]}: overrides are for two runs; with --ground-truth nothing is composed."
         )
+    if arguments.ground_truth is None and (matches_several(arguments.a) or matches_several(arguments.b)):
+        from detlab.commands import compared_groups
+
+        return compared_groups.main(arguments)
     inputs = _of_files(arguments) if arguments.ground_truth is not None else _of_runs(arguments)
     comparisons = _compared(inputs, arguments)
     captions, pictures = _pictures(inputs, comparisons, arguments)
-    out = arguments.out or new_folder(Path("comparisons"), f"{_name(arguments.a)}-{_name(arguments.b)}")
+    out = arguments.out or new_folder(Path("comparisons"), f"{name_of(arguments.a)}-{name_of(arguments.b)}")
     out.mkdir(parents=True, exist_ok=True)
     content = _content(inputs, comparisons, arguments, captions)
     _write(out, inputs, comparisons, arguments, content, list(zip(captions, pictures, strict=False)))
@@ -80,7 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: detlab compare outputs/2026-01-31/12-00-00 outputs/2026-01-31/13-00-00",
         allow_abbrev=False,
     )
-    parser.add_argument("a", metavar="A", type=Path, help="a run's folder; with --ground-truth, a COCO results file")
+    parser.add_argument(
+        "a",
+        metavar="A",
+        type=Path,
+        help="a run's folder; a quoted pattern such as 'SWEEP/*lr=0.01*' for several seeds of one setting, whose mean is compared; "
+        "with --ground-truth, a COCO results file",
+    )
     parser.add_argument("b", metavar="B", type=Path, help="another one")
     parser.add_argument(
         "overrides",
@@ -133,9 +143,14 @@ def number_from_0(text: str) -> int:
     return value
 
 
-def _name(path: Path) -> str:
-    """A run's or a file's name as part of a folder's."""
+def name_of(path: Path) -> str:
+    """A run's, a file's or a pattern's name as part of a folder's."""
     return re.sub(r"[^\w.-]", "_", path.resolve().stem if path.is_file() else path.resolve().name)
+
+
+def matches_several(path: Path) -> bool:
+    """Whether it is a pattern rather than the name of something that is there."""
+    return any(mark in str(path) for mark in "*?[") and not path.exists()
 
 
 def _of_files(arguments: argparse.Namespace) -> _Inputs:
@@ -149,26 +164,16 @@ def _of_runs(arguments: argparse.Namespace) -> _Inputs:
     if arguments.sigmas is not None:
         raise UserError("--sigmas: belongs to --ground-truth; a run's data set has its own.")
     a, b = FinishedRun.read(arguments.a), FinishedRun.read(arguments.b)
-    check_same_images(a, b)
-    # Only now: torch takes seconds, which a wrong folder should not.
-    from detlab.config import register
+    dataset, (truth, other) = ground_truths((a, b), arguments.overrides)
     from detlab.resumption import changes, plain
 
-    register()
-    dataset = validation_images(a, arguments.overrides)
-    truth = other = dataset.ground_truth()
-    differing = changes(plain(a.config), plain(b.config), passed_over=())
-    # Classes in another order have other ids; data that are set up in another way may still be the same.
-    if a.record["classes"] != b.record["classes"] or any(key.partition(".")[0] == "dataset" for key in differing):
-        other = validation_images(b, arguments.overrides).ground_truth()
-        check_same_objects(a, b, (truth, other))
     return _Inputs(
         (a.results, b.results),
         (truth, other),
         dataset.keypoints.sigmas if dataset.keypoints is not None else None,
         dataset,
         (a, b),
-        differing,
+        changes(plain(a.config), plain(b.config), passed_over=()),
         _facts(a, b),
     )
 
@@ -200,7 +205,7 @@ def _compared(inputs: _Inputs, arguments: argparse.Namespace) -> dict[IouType, C
     if isinstance(images, list) and not images:
         raise UserError("ground truth: it has no images; there is nothing to compare.")
     found: dict[IouType, Compared] = {}
-    for iou_type in _shared_types(inputs):
+    for iou_type in shared_types(inputs.results, inputs.truths[0]):
         a, b = (
             matched(truth, results, iou_type, sigmas=inputs.sigmas)
             for truth, results in zip(inputs.truths, inputs.results, strict=True)
@@ -218,15 +223,15 @@ def _compared(inputs: _Inputs, arguments: argparse.Namespace) -> dict[IouType, C
     return found
 
 
-def _shared_types(inputs: _Inputs) -> list[IouType]:
-    """What both can be scored for; boxes where nothing is known."""
+def shared_types(results: Sequence[list[Any]], ground_truth: Mapping[str, Any]) -> list[IouType]:
+    """What all can be scored for; boxes where nothing is known."""
     from detlab.evaluation.results import SCORED_FIELD
 
     def has(rows: Any, name: str) -> bool:
         return isinstance(rows, list) and any(isinstance(row, dict) and row.get(name) for row in rows)
 
-    sides = [rows for rows in inputs.results if rows]
-    truth = inputs.truths[0].get("annotations")
+    sides = [rows for rows in results if rows]
+    truth = ground_truth.get("annotations")
     shared: list[IouType] = [t for t, name in SCORED_FIELD.items() if all(has(rows, name) for rows in (*sides, truth))]
     return shared if sides and shared else ["bbox"]
 

@@ -137,6 +137,35 @@ def validation_images(run: FinishedRun, overrides: Sequence[str]) -> DetectionDa
     return dataset
 
 
+def ground_truths(
+    runs: Sequence[FinishedRun], overrides: Sequence[str]
+) -> tuple[DetectionDataset, list[dict[str, Any]]]:
+    """The images that all runs were scored on, and the ground truth as each run numbers its classes.
+
+    Raises:
+        UserError: see `check_same_images`, `validation_images` and `check_same_objects`.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        check_same_images(first, run)
+    # Only now: torch takes seconds, which a wrong folder should not.
+    from detlab.config import register
+    from detlab.resumption import changes, plain
+
+    register()
+    dataset = validation_images(first, overrides)
+    truths = [dataset.ground_truth()]
+    for run in runs[1:]:
+        differing = changes(plain(first.config), plain(run.config), passed_over=())
+        # Classes in another order have other ids; data that are set up in another way may still be the same.
+        if first.record["classes"] != run.record["classes"] or any(key.startswith("dataset.") for key in differing):
+            truths.append(validation_images(run, overrides).ground_truth())
+            check_same_objects(first, run, (truths[0], truths[-1]))
+        else:
+            truths.append(truths[0])
+    return dataset, truths
+
+
 def check_same_objects(a: FinishedRun, b: FinishedRun, truths: Sequence[dict[str, Any]]) -> None:
     """Refuse runs whose images have the same names and other sizes or objects.
 

@@ -285,3 +285,62 @@ def test_too_few_resamples_are_refused(value: str, capsys: pytest.CaptureFixture
         cli.main(["compare", "a", "b", "--resamples", value])
     assert caught.value.code == 2
     assert "number_from_100" in capsys.readouterr().err
+
+
+@pytest.fixture
+def seeds(two: dict[str, Any]) -> dict[str, Any]:
+    """Two runs of A, which find all or nearly all, and two of B, which find a half; the ground truth."""
+    for source, name, left_out in (("all", "a0", 0), ("all", "a1", 2), ("half", "b0", 0), ("half", "b1", 1)):
+        shutil.copytree(source, Path("sweep") / name)
+        rows = json.loads(Path(source, "predictions.json").read_text())
+        Path("sweep", name, "predictions.json").write_text(json.dumps(rows[left_out:]))
+        config = Path("sweep", name, "config.yaml")
+        config.write_text(re.sub(r"^seed: 0$", f"seed: {name[1]}", config.read_text(), flags=re.M))
+    return two
+
+
+def test_settings_are_compared_over_their_seeds(seeds: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = compare("sweep/a*", "sweep/b*", capsys=capsys)
+    assert status == 0
+    assert re.search(r"A  a1 +1 +0\.\d{4} +0\.\d{4}\n", said)
+    assert "optimizer.lr: 0.001 -> 0.5" in said
+    assert "differ by more than their seed" not in said
+    assert re.search(r"bbox/AP: the mean of B's 2 runs less that of A's 2 is -0\.\d+, between ", said)
+    content = json.loads(Path("comparisons/a_-b_/comparison.json").read_text())
+    for side in "ab":
+        for i in range(2):
+            rows = json.loads(Path("sweep", f"{side}{i}", "predictions.json").read_text())
+            assert content["intervals"]["bbox/AP"][side][i] == score(seeds, rows, "bbox")["bbox/AP"]
+    page = Path("comparisons/a_-b_/comparison.html").read_text()
+    assert page.count("<circle") == 8
+    assert not re.search(r"https?://|<script|<link", page)
+
+
+def test_a_group_of_other_settings_is_told(seeds: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("sweep/b0", "sweep/a2")
+    Path("sweep/a3").mkdir()
+    shutil.copy("sweep/a0/run.json", "sweep/a3/run.json")  # not evaluated yet
+    status, said, error = compare("sweep/a*", "sweep/b*", "--out", "out", "--json", capsys=capsys)
+    assert status == 0
+    assert len(json.loads(said)["intervals"]["bbox/AP"]["a"]) == 3
+    assert "left out: sweep/a3: holds no predictions.json" in error
+    status, said, _ = compare("sweep/a*", "sweep/b*", capsys=capsys)
+    assert "A's runs differ by more than their seed (optimizer.lr)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("sweep/a*", "sweep/b0"), "B: sweep/b0 matches 1 run(s) with predictions"),
+        (("sweep/x*", "sweep/b*"), "A: sweep/x* matches 0 run(s) with predictions"),
+        (("sweep/*", "sweep/b*"), "both A and B match it"),
+        (("sweep/a*", "sweep/b*", "--sigmas", "0.1"), "--sigmas: belongs to --ground-truth"),
+    ],
+)
+def test_groups_that_cannot_be_compared_are_refused_in_a_line(
+    seeds: dict[str, Any], arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, error = compare(*arguments, capsys=capsys)
+    assert status == 2
+    assert expected in error
+    assert not Path("comparisons").exists()

@@ -120,8 +120,8 @@ def test_the_fastest_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_deterministic_run_does_not_choose_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detlab.ops.roi_align._chosen", {})
-    monkeypatch.setattr("detlab.ops.roi_align._seconds", lambda method, *_: {"sparse": 9.0}.get(method, 1.0))
+    monkeypatch.setattr(module, "_chosen", {})
+    monkeypatch.setattr(module, "_seconds", lambda method, *_: {"sparse": 9.0}.get(method, 1.0))
     maps = [torch.zeros(1, 16, 9, 12)]
     torch.use_deterministic_algorithms(True)
     try:
