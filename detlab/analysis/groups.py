@@ -92,10 +92,10 @@ def compared_groups(
     weights = drawn(images, resamples, seed)
     numbers = [[numbers_by_weight(run, weights, metrics, by_class=False) for run in group] for group in (a, b)]
     names = [name for name in numbers[0][0] if all(name in run for group in numbers for run in group)]
-    found = {
-        name: difference_of_means(*(np.stack([run[name] for run in group]) for group in numbers), images)
-        for name in names
-    }
+    found: dict[str, GroupDifference] = {}
+    for name in names:
+        of_a, of_b = (np.stack([run[name] for run in group]) for group in numbers)
+        found[name] = difference_of_means(of_a, of_b, images)
     return {name: each for name, each in found.items() if not math.isnan(each.difference)}
 
 
