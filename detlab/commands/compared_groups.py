@@ -169,7 +169,9 @@ def _write(
         f"<h1>A and B</h1><p>A: {pages.text(content['a'])}<br>B: {pages.text(content['b'])}</p>",
         *(f'<p class="verdict">{pages.text(said)}</p>' for said in content["verdicts"]),
         *(f"<p>{pages.text(note)}</p>" for note in notes),
+        '<div class="charts">',
         *(charts.scatter(name, series, "group") for name, series in points.items()),
+        "</div>",
         f"<h2>Runs</h2>{pages.table(head, rows)}",
         "<h2>Configuration</h2>"
         + (pages.table(["", "A", "B"], settings) if settings else "<p>The same but for the seed.</p>"),
