@@ -231,7 +231,7 @@ def register() -> None:
     plugins.class_name_to_class.update(launchers.PLUGINS | sweepers.PLUGINS)
     # The launchers' packages store nodes under the names that ours have, which Hydra would take for the schemas of ours.
     stored = ConfigStore.instance().repo["hydra"]["launcher"]
-    for name in ("joblib", "submitit_local", "submitit_slurm"):
+    for name in ("joblib", "ray", "submitit_local", "submitit_slurm"):
         stored.pop(f"{name}.yaml", None)
     setup_globals()
     # Cached in the config: a job that a launcher sends to another process keeps its sweep's folder.

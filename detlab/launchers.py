@@ -1,4 +1,4 @@
-"""Where do the jobs of a sweep run? In a pool of processes on this machine, or as jobs of a scheduler's, by submitit."""
+"""Where do the jobs of a sweep run? In a pool of processes on this machine, as tasks of Ray's, or as jobs of SLURM, by submitit."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn
-from hydra.types import TaskFunction
-from omegaconf import DictConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from detlab.errors import BrokenDownError
+from detlab.errors import BrokenDownError, UserError
 from detlab.resumption import holds_state
 from detlab.signals import SIGNALS, Interrupted, exit_status, handling, leaving_at_once, name_of
 
@@ -33,6 +36,7 @@ from detlab.signals import SIGNALS, Interrupted, exit_status, handling, leaving_
 EXTRAS = {
     "hydra_plugins.detlab.Optuna": ("optuna", "optuna"),
     "hydra_plugins.detlab.Joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "hydra_plugins.detlab.Ray": ("ray", "ray"),
     "hydra_plugins.detlab.SubmititLocal": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
     "hydra_plugins.detlab.SubmititSlurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
 }
@@ -106,6 +110,20 @@ def take_gpu(gpus: Sequence[str], scratch: Path) -> None:
             return
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A job within leaves with `JobInterrupted` on a signal, after training, if it is at that, saved its state."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(name_of(number), exit_status(number))
+
+    try:
+        with handling(SIGNALS, leave):
+            yield
+    except Interrupted as left:
+        raise JobInterrupted(signal.SIGINT if left.status == 130 else signal.SIGTERM) from None
+
+
 @dataclass(frozen=True)
 class _Share:
     """A job in a process of the pool: with its GPU, and told of signals by the process that the pool belongs to."""
@@ -127,41 +145,48 @@ class _Share:
             # From joblib 1.6 on it is the pool's own, which starts processes of the pool and no others.
             multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
-        def leave(number: int, _frame: FrameType | None) -> None:
-            raise Interrupted(name_of(number), exit_status(number))
-
-        try:
-            with handling(SIGNALS, leave):
-                mine.touch()
-                # The owner says it here before it sends the signal: one of the two reaches every job.
-                if (stop := self.scratch / "stop").exists():
-                    raise JobInterrupted(int(stop.read_text()))
-                return self.task(cfg)
-        except Interrupted as left:
-            raise JobInterrupted(signal.SIGINT if left.status == 130 else signal.SIGTERM) from None
+        with _interruptible():
+            mine.touch()
+            # The owner says it here before it sends the signal: one of the two reaches every job.
+            if (stop := self.scratch / "stop").exists():
+                raise JobInterrupted(int(stop.read_text()))
+            return self.task(cfg)
 
 
 @contextmanager
-def _passed_on(scratch: Path) -> Iterator[list[int]]:
-    """The first signal goes on to the pool's processes, so that they save their states; at a second Ctrl-C all leave at once."""
+def _once(tell: Callable[[int], None]) -> Iterator[list[int]]:
+    """The first signal is told, so that the jobs save their states; at a second Ctrl-C all leave at once.
+
+    Yields:
+        The signals that came.
+    """
     came: list[int] = []
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
+    def take(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        if len(came) > 1:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            return
-        told = scratch / ".stop"
-        told.write_text(str(number))
-        told.rename(scratch / "stop")
-        for path in scratch.iterdir():
-            if path.name.isdecimal():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(path.name), number)
+        if len(came) == 1:
+            tell(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
 
-    with handling(SIGNALS, pass_on):
+    with handling(SIGNALS, take):
         yield came
+
+
+def _tell_pool(scratch: Path, number: int) -> None:
+    """Pass a signal on to the pool's processes."""
+    told = scratch / ".stop"
+    told.write_text(str(number))
+    told.rename(scratch / "stop")
+    for path in scratch.iterdir():
+        if path.name.isdecimal():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.name), number)
+
+
+def _saved(number: int) -> Interrupted:
+    """What a sweep leaves with, once the jobs that a signal was passed on to have ended."""
+    return Interrupted(f"{name_of(number)}: the states of the jobs are saved.", exit_status(number))
 
 
 PLUGINS: dict[str, type] = {}
@@ -186,7 +211,10 @@ if installed(EXTRAS["hydra_plugins.detlab.Joblib"][0]):
             assert self.task_function is not None
             task = self.task_function
             results: Sequence[JobReturn] = []
-            with tempfile.TemporaryDirectory(prefix="detlab-") as folder, _passed_on(Path(folder)) as came:
+            with (
+                tempfile.TemporaryDirectory(prefix="detlab-") as folder,
+                _once(partial(_tell_pool, Path(folder))) as came,
+            ):
                 self.task_function = _Share(task, Path(folder), tuple(gpus), os.getpid())
                 try:
                     results = super().launch(job_overrides, initial_job_idx)
@@ -199,10 +227,145 @@ if installed(EXTRAS["hydra_plugins.detlab.Joblib"][0]):
                 finally:
                     self.task_function = task
             if came:
-                raise Interrupted(f"{name_of(came[0])}: the states of the jobs are saved.", exit_status(came[0]))
+                raise _saved(came[0])
             return results
 
     PLUGINS["hydra_plugins.detlab.Joblib"] = Joblib
+
+
+def shares(wanted: Mapping[str, Any], cores: float, gpus: float) -> dict[str, Any]:
+    """What each job of a cluster is given, with numbers for `auto`.
+
+    Args:
+        wanted: the arguments of `ray.remote`, of which `num_cpus` and `num_gpus` may be `auto`: a GPU each, where there are any,
+            and as many cores as there are for each of them; without GPUs four cores, or half of them where there are fewer.
+        cores: of the cluster.
+        gpus: of the cluster.
+    """
+    each = {"num_cpus": int(cores // gpus) if gpus >= 1 else min(4, int(cores // 2)), "num_gpus": min(1, int(gpus))}
+    own = {name: max(number, 1) if name == "num_cpus" else number for name, number in each.items()}
+    return {name: own[name] if value == "auto" else value for name, value in wanted.items()}
+
+
+class Ray(Launcher):
+    """Jobs as tasks of Ray: on this machine, or on a cluster whose machines all see the working folder."""
+
+    def __init__(self, ray: DictConfig) -> None:
+        self._ray: Any = OmegaConf.to_container(ray, resolve=True)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's, before `launch`."""
+        self._context, self._task, self._config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Do jobs, as many at a time as there are cores and GPUs for.
+
+        Raises:
+            Interrupted: a signal, after the jobs at work saved their states.
+            BrokenDownError: a job's process died; the others were done.
+            UserError: a job asks for more than any machine has.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_COLOR_PREFIX", str(int(sys.stderr.isatty())))
+        import ray
+
+        here = not ray.is_initialized()
+        if here:
+            ray.init(**self._ray["init"])
+        try:
+            resources = ray.cluster_resources()
+            remote = shares(self._ray["remote"], resources.get("CPU", 1), resources.get("GPU", 0))
+            _check_room(remote, [node["Resources"] for node in ray.nodes()])
+            job = ray.remote(**remote)(_ray_job)
+            with _once(lambda _: None) as came:
+                jobs = [
+                    job.options(name=config.hydra.sweep.subdir).remote(
+                        self._context, self._task, config, Singleton.get_state()
+                    )
+                    for config in self._configs(job_overrides, initial_job_idx)
+                ]
+                return _results(jobs, came)
+        finally:
+            if here:
+                ray.shutdown()
+
+    def _configs(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[DictConfig]:
+        """Each job's own config."""
+        Path(self._config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        for number, overrides in enumerate(job_overrides, first):
+            config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+            with open_dict(config):
+                config.hydra.job.id, config.hydra.job.num = f"ray_{number}", number
+            yield config
+
+
+PLUGINS["hydra_plugins.detlab.Ray"] = Ray
+
+
+def _check_room(remote: Mapping[str, Any], machines: Sequence[Mapping[str, float]]) -> None:
+    """Refuse jobs that no machine is large enough for: Ray would wait for one for ever.
+
+    Raises:
+        UserError: with the larger key, and what there is.
+    """
+    for key, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        most = max((machine.get(resource, 0) for machine in machines), default=0)
+        if (remote.get(key) or 0) > most:
+            raise UserError(
+                f"hydra.launcher.ray.remote.{key}={remote[key]}: no machine has more than {most:g}. "
+                "Ask for fewer, or say auto."
+            )
+
+
+def _ray_job(context: HydraContext, task: TaskFunction, config: DictConfig, singletons: dict[Any, Any]) -> JobReturn:
+    """A job, in a process of Ray's."""
+    setup_globals()
+    Singleton.set_state(singletons)
+    HydraConfig.instance().set_config(config)
+
+    def interruptible(cfg: DictConfig) -> Any:
+        with _interruptible():
+            return task(cfg)
+
+    return run_job(
+        hydra_context=context,
+        task_function=interruptible,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def _results(jobs: Sequence[Any], came: Sequence[int]) -> list[JobReturn]:
+    """Wait for Ray's tasks; pass a signal on to them.
+
+    Raises:
+        Interrupted: after a signal.
+        BrokenDownError: a task's process died.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    waiting = list(jobs)
+    while waiting and not came:
+        # In turns, since Python calls a signal's handler only when Ray has given the thread back.
+        waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.2)[1]
+    for job in waiting:
+        ray.cancel(job, force=False)
+    results, dead = [], 0
+    for job in jobs:
+        try:
+            results.append(ray.get(job))
+        except RayError:
+            dead += 1
+    if came:
+        raise _saved(came[0])
+    if dead:
+        raise BrokenDownError(
+            f"the processes of {dead} job(s) died without a word: killed, perhaps for want of memory? The others are done."
+        )
+    return results
+
 
 if installed(EXTRAS["hydra_plugins.detlab.SubmititLocal"][0]):
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher

@@ -17,7 +17,7 @@ from conftest import TINY
 from detlab import cli
 from detlab.config import register
 from detlab.errors import UserError
-from detlab.launchers import in_grace, jobs_at_a_time, take_gpu
+from detlab.launchers import in_grace, jobs_at_a_time, shares, take_gpu
 from detlab.preflight import overrides_parser, preflight
 from detlab.sweeps import FAILED, jobs_of, note_failure, outcome_of
 
@@ -40,7 +40,8 @@ def task(cfg):
         (folder / "run.json").write_text(json.dumps({"state": "running"}))
         (folder / "waits").touch()
         try:
-            time.sleep(300)
+            for _ in range(3000):  # steps: Ray does not wake what sleeps
+                time.sleep(0.1)
         except BaseException:
             (folder / "saved").touch()
             raise
@@ -57,7 +58,9 @@ detlab.run.run = task
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
-LAUNCHERS = ("basic", "joblib", "submitit_local")
+LAUNCHERS = ("basic", "joblib", "ray", "submitit_local")
+# How many jobs of each are at work at a time is said so.
+TWO = {"joblib": "hydra.launcher.n_jobs=2", "ray": "+hydra.launcher.ray.init.num_cpus=2"}
 
 
 @pytest.fixture
@@ -75,7 +78,9 @@ def do(app: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def needs(launcher: str) -> None:
-    if launcher != "basic":
+    if launcher == "ray":
+        pytest.importorskip("ray", reason="no ray")
+    elif launcher != "basic":
         pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason=f"no {launcher}")
 
 
@@ -101,8 +106,8 @@ def test_wherever_jobs_are_done_a_failure_is_told_and_repeated_alone(app: list[s
     }  # fmt: skip
     before = processes("s")
     pids = {process["pid"] for process in before.values()}
-    assert len(pids) == {"basic": 1, "joblib": 2, "submitit_local": 3}[launcher]
-    if launcher == "joblib" and os.cpu_count() == 2:
+    assert len(pids) == {"basic": 1, "joblib": 2, "ray": len(pids), "submitit_local": 3}[launcher]
+    if launcher in TWO and os.cpu_count() == 2:
         assert [process["threads"] for process in before.values()] == ["1"] * 3
     Path("mended").touch()
     again = do(app, "rerun", "s", "--failed", f"hydra/launcher={launcher}", "on_nonfinite=skip")
@@ -117,10 +122,11 @@ def test_wherever_jobs_are_done_a_failure_is_told_and_repeated_alone(app: list[s
 
 
 @pytest.mark.slow
-def test_jobs_of_a_pool_load_images_in_processes_of_their_own(tmp_path: Path) -> None:
-    needs("joblib")
+@pytest.mark.parametrize("launcher", TWO)
+def test_jobs_of_a_pool_load_images_in_processes_of_their_own(tmp_path: Path, launcher: str) -> None:
+    needs(launcher)
     # Real ones: joblib 1.6 made its own way of starting processes the one that the data loader took.
-    jobs = ["max_steps=1", "workers=1", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=s"]
+    jobs = ["max_steps=1", "workers=1", "seed=0,1", f"hydra/launcher={launcher}", "hydra.sweep.dir=s"]
     command = [sys.executable, "-m", "detlab.run", "-m", *TINY, *jobs]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
@@ -128,11 +134,17 @@ def test_jobs_of_a_pool_load_images_in_processes_of_their_own(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_pool_one_of_whose_processes_is_killed_says_so_and_the_rest_is_done_later(app: list[str]) -> None:
-    needs("joblib")
-    done = do(app, "train", "-m", "hydra/launcher=joblib", "optimizer.lr=0.7,0.1,0.2", "hydra.sweep.dir=s")
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [("joblib", "a process of the pool died without a word"), ("ray", "the processes of 1 job(s) died without a word")],
+)
+def test_a_pool_one_of_whose_processes_is_killed_says_so_and_the_rest_is_done_later(
+    app: list[str], launcher: str, said: str
+) -> None:
+    needs(launcher)
+    done = do(app, "train", "-m", f"hydra/launcher={launcher}", "optimizer.lr=0.7,0.1,0.2", "hydra.sweep.dir=s")
     assert done.returncode == 1
-    assert "detlab: a process of the pool died without a word" in done.stderr
+    assert f"detlab: {said}" in done.stderr
     assert "Traceback" not in done.stderr
     # As where a job was killed before Hydra had written what it is.
     for path in Path("s").glob("2-*/.hydra/overrides.yaml"):
@@ -147,14 +159,13 @@ def test_a_pool_one_of_whose_processes_is_killed_says_so_and_the_rest_is_done_la
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize("launcher", TWO)
 def test_a_signal_to_a_pool_lets_its_jobs_save_and_begins_no_other(
-    app: list[str], number: signal.Signals, status: int
+    app: list[str], launcher: str, number: signal.Signals, status: int
 ) -> None:
-    needs("joblib")
-    command = [*app, "train", "-m", "hydra/launcher=joblib", "optimizer.lr=0.9,0.1", "seed=0,1", "hydra.sweep.dir=s"]
-    process = subprocess.Popen(
-        [*command, "hydra.launcher.n_jobs=2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    needs(launcher)
+    sweep = ["train", "-m", f"hydra/launcher={launcher}", "optimizer.lr=0.9,0.1", "seed=0,1", "hydra.sweep.dir=s"]
+    process = subprocess.Popen([*app, *sweep, TWO[launcher]], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 200
     while len(list(Path("s").glob("*/waits"))) < 2:
         assert process.poll() is None
@@ -170,6 +181,19 @@ def test_a_signal_to_a_pool_lets_its_jobs_save_and_begins_no_other(
     again = do(app, "rerun", "s", "--failed")
     assert again.returncode == 0, again.stderr
     assert len(list(Path("s").glob("*/run.json"))) == 4
+
+
+@pytest.mark.slow
+def test_a_job_too_large_for_every_machine_of_rays_is_refused(app: list[str]) -> None:
+    needs("ray")
+    two = [TWO["ray"], "hydra.launcher.ray.remote.num_cpus=3", "hydra.sweep.dir=s"]
+    done = do(app, "train", "-m", "hydra/launcher=ray", "optimizer.lr=0.1,0.2", *two)
+    assert done.returncode == 2
+    assert (
+        "detlab: hydra.launcher.ray.remote.num_cpus=3: no machine has more than 2. Ask for fewer, or say auto.\n"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 OPTUNA = (
@@ -225,6 +249,7 @@ def test_what_is_not_installed_is_said_in_two_lines(monkeypatch: pytest.MonkeyPa
     for extra, choice in (
         ("optuna", "sweeper=optuna"),
         ("joblib", "launcher=joblib"),
+        ("ray", "launcher=ray"),
         ("submitit", "launcher=submitit_slurm"),
     ):
         with pytest.raises(UserError) as error:
@@ -319,6 +344,18 @@ def test_a_pool_is_as_large_as_there_are_gpus_else_shares_the_cores(monkeypatch:
     assert jobs_at_a_time("auto", 8) == 8
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     assert jobs_at_a_time("auto", 0) == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "cpus_each", "gpus_each"),
+    [(2, 0, 1, 0), (1, 0, 1, 0), (64, 0, 4, 0), (16, 2, 8, 1), (2, 4, 1, 1)],
+)
+def test_a_job_of_rays_is_given_a_gpu_and_its_cores_or_what_is_said(
+    cores: float, gpus: float, cpus_each: int, gpus_each: int
+) -> None:
+    given = shares({"num_cpus": "auto", "num_gpus": "auto", "max_retries": 0}, cores, gpus)
+    assert given == {"num_cpus": cpus_each, "num_gpus": gpus_each, "max_retries": 0}
+    assert shares({"num_cpus": 3, "num_gpus": 0.5}, cores, gpus) == {"num_cpus": 3, "num_gpus": 0.5}
 
 
 def test_each_process_of_a_pool_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
