@@ -29,6 +29,8 @@ _NORMS = {
     "frozen": "partial(FrozenBatchNorm2d, eps={eps})",
     "group": "lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps={eps})",
 }
+# torchvision's, where nothing is said.
+_COLOURS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # Where the names are from that a script may use, in the order in which they are imported.
 _IMPORTS = {
     "math.": "import math",
@@ -48,10 +50,12 @@ _IMPORTS = {
     "FrozenBatchNorm2d,": "from torchvision.ops import FrozenBatchNorm2d",
     "MultiScaleRoIAlign(": "from torchvision.ops import MultiScaleRoIAlign",
 }
-_USE = """
+_LOAD = """
 model.load_state_dict(torch.load(Path(__file__).with_suffix(".pth"), weights_only=True))
 model.eval()
 
+"""
+_USE = """
 
 @torch.inference_mode()
 def detect(image):
@@ -91,7 +95,7 @@ def script_of(detector: Detector, config: DictConfig) -> str:
         _assigned("names", list(detector.class_map.names)),
         _assigned("thresholds", [round(score, 6) for score in detector.operating.tolist()]),
     ]
-    body = "\n".join(lines) + "\n" + "\n".join(lists) + _USE
+    body = "\n".join(lines) + _LOAD + "\n".join(lists) + "\n" + _USE
     imports = [line for name, line in _IMPORTS.items() if name in body] + imports
     head = f'"""A detector of torchvision\'s modules, written by detlab {__version__}: python THIS.py IMAGE, or import detect."""'
     return "\n".join([head, "", *imports, "", body])
@@ -110,9 +114,17 @@ def _assigned(name: str, value: Any) -> str:
 
 
 def _call(function: str, *parts: str, **named: Any) -> str:
+    """A call, in as few lines as its arguments need."""
     arguments = [*parts, *(f"{key}={value!r}" for key, value in named.items())]
     line = f"{function}({', '.join(arguments)})"
-    return line if len(line) < 110 else f"{function}(\n" + "".join(f"    {each},\n" for each in arguments) + ")"
+    if len(line) < 110:
+        return line
+    lines = [""]
+    for each in arguments:
+        if lines[-1] and len(lines[-1]) + len(each) > 110:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + each + ","
+    return "\n".join([f"{function}(", *(f"    {each}" for each in lines), ")"])
 
 
 def _rcnn_lines(model: Any, node: Mapping[str, Any], count: int, points: int | None) -> list[str]:
@@ -120,7 +132,9 @@ def _rcnn_lines(model: Any, node: Mapping[str, Any], count: int, points: int | N
     if node["backbone"]["_target_"] != _BACKBONE:
         raise _foreign("model.backbone", node["backbone"]["_target_"])
     anchors, heads = model.rpn.anchor_generator, model.roi_heads
-    shapes = (f"sizes={anchors.sizes!r}", f"aspect_ratios={anchors.aspect_ratios!r}")
+    ratios = anchors.aspect_ratios
+    each = f"({ratios[0]!r},) * {len(ratios)}" if len(ratios) > 1 and len(set(ratios)) == 1 else repr(ratios)
+    shapes = (f"sizes={anchors.sizes!r}", f"aspect_ratios={each}")
     lines = [
         *_backbone_lines(model.backbone, node["backbone"]),
         f"anchors = {_call('AnchorGenerator', *shapes)}",
@@ -160,6 +174,8 @@ def _settings(model: nn.Module, node: Mapping[str, Any]) -> dict[str, Any]:
     sides = shorter_sides(transform)
     sizes = {"min_size": sides[0] if len(sides) == 1 else sides, "max_size": transform.max_size}
     colours = {"image_mean": list(transform.image_mean), "image_std": list(transform.image_std)}
+    if colours == _COLOURS:
+        colours = {}
     defaults = {name: parameter.default for name, parameter in inspect.signature(FasterRCNN).parameters.items()}
     numbers = {name: node[name] for name in defaults if name.startswith(("rpn_", "box_")) and name in node}
     plain = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
