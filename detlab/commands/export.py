@@ -227,8 +227,7 @@ def _agreement(detector: Detector, theirs: Model, images: Sequence[Tensor]) -> A
     """How an exported model's predictions for some images agree with the detector's."""
     from detlab.exporting.agreement import Agreement, limits
 
-    least, most = limits(detector.model)
-    agreement = Agreement()
+    agreement, limited = Agreement(), limits(detector.model)
     for image in images:
-        agreement.add(detector(image)[0], theirs(image), least=least, most=most)
+        agreement.add(detector(image)[0], theirs(image), **limited)
     return agreement

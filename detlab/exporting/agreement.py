@@ -61,7 +61,9 @@ class Agreement:
         ]
         return f"{self.images} image(s), {self.objects} object(s): " + ", ".join(part for part in parts if part)
 
-    def add(self, ours: Mapping[str, Any], theirs: Mapping[str, Any], *, least: float, most: int) -> None:
+    def add(
+        self, ours: Mapping[str, Any], theirs: Mapping[str, Any], *, least: float, most: int, cells: int | None = None
+    ) -> None:
         """Compare two predictions of one image: each object with the nearest unused one of its label.
 
         An object whose score is within the tolerance of where a model stops reporting may be lacking on the other side; such
@@ -72,6 +74,7 @@ class Agreement:
             theirs: the same.
             least: the score below which the model reports nothing.
             most: how many objects it reports at most.
+            cells: how many a mask's side has before it is pasted into its box's pixels; None for masks that are not.
         """
         (boxes, labels, scores), (their_boxes, their_labels, their_scores) = (
             [_array(prediction[field]) for field in ("boxes", "labels", "scores")] for prediction in (ours, theirs)
@@ -88,7 +91,8 @@ class Agreement:
             nearest = int(alike[far.argmin()])
             free[nearest] = False
             self._measure(box, their_boxes[nearest], float(abs(their_scores[nearest] - score)))
-            self._measure_shape(_at(ours, i), _at(theirs, nearest))
+            cut = cells is not None and _cut_apart(box, their_boxes[nearest], cells)
+            self._measure_shape(_at(ours, i), _at(theirs, nearest), cut=cut)
         ends = [least, *(float(s.min()) for s in (scores, their_scores) if len(s) >= most)]
         lone = [*lacking, *their_scores[free].tolist()]
         beyond = sum(score > max(ends) + SCORE_TOLERANCE for score in lone)
@@ -101,11 +105,15 @@ class Agreement:
         self.relative = max(self.relative, float(_relative(box, their_box).max()))
         self.score = max(self.score, score)
 
-    def _measure_shape(self, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> None:
-        """Compare an object's mask and points, where both have them."""
+    def _measure_shape(self, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], *, cut: bool) -> None:
+        """Compare an object's mask and points, where both have them; `cut`: its boxes may have been cut to other pixels."""
         if "masks" in ours and "masks" in theirs:
             self.masks += 1
-            self.mask = max(self.mask, float(np.abs(ours["masks"] - theirs["masks"]).max()))
+            apart = float(np.abs(ours["masks"] - theirs["masks"]).max())
+            if cut and apart > MASK_TOLERANCE:
+                self.cut += 1
+            else:
+                self.mask = max(self.mask, apart)
         if "keypoints" in ours and "keypoints" in theirs:
             apart = _relative(ours["keypoints"], theirs["keypoints"])[:, :2].max(1)
             scores = _relative(ours["keypoints_scores"], theirs["keypoints_scores"])
@@ -122,6 +130,19 @@ def _at(prediction: Mapping[str, Any], i: int) -> dict[str, np.ndarray]:
     return {field: _array(prediction[field][i]) for field in fields if field in prediction}
 
 
+def _cut_apart(box: np.ndarray, their_box: np.ndarray, cells: int) -> bool:
+    """Whether torchvision's `paste_masks_in_image` may put a mask of so many cells into other pixels for one box than the other.
+
+    It makes the box larger by the cell that it puts around the mask, and cuts off what is behind the point.
+    """
+    sides = np.stack([box, their_box])
+    half = (sides[:, 2:] - sides[:, :2]) * (cells + 2) / cells / 2
+    centre = (sides[:, 2:] + sides[:, :2]) / 2
+    larger = np.concatenate([centre - half, centre + half], axis=1)
+    rounding = 1e-6 * np.maximum(1, np.abs(larger).max(0))  # of float32
+    return bool((np.trunc(larger.min(0) - rounding) != np.trunc(larger.max(0) + rounding)).any())
+
+
 def _relative(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
 
@@ -130,7 +151,13 @@ def _array(value: Any) -> np.ndarray:
     return (value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)).astype(np.float64)
 
 
-def limits(model: nn.Module) -> tuple[float, int]:
-    """The score below which one of torchvision's detectors reports nothing, and how many objects it reports at most."""
+def limits(model: nn.Module) -> dict[str, Any]:
+    """What `Agreement.add` asks of one of torchvision's detectors: the score below which it reports nothing, how many objects it
+    reports at most, and how many cells a mask's side has before it is pasted.
+    """
     heads: Any = getattr(model, "roi_heads", model)
-    return float(heads.score_thresh), int(heads.detections_per_img)
+    pool = getattr(heads, "mask_roi_pool", None)
+    cells = (
+        None if pool is None else 2 * int(pool.output_size[0])
+    )  # the predictor's transposed convolution doubles them
+    return {"least": float(heads.score_thresh), "most": int(heads.detections_per_img), "cells": cells}

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from detlab.exporting.agreement import Agreement
 
@@ -102,6 +104,39 @@ def test_points_that_often_lie_elsewhere_are_no_ties_and_all_are_told() -> None:
     agreement.add(shaped(), theirs, least=0.05, most=100)
     assert not agreement.holds
     assert "3 of 200 points lie elsewhere with the same score" in str(agreement)
+
+
+def pasted(right: float, *, harm: float = 0.0) -> dict[str, np.ndarray]:
+    """Two objects with masks as torchvision pastes them; the right side of the first one's box, and what is added to its mask."""
+    small = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    small[0] += harm
+    boxes = torch.tensor([[10.0, 20.0, right, 150.0], [300.0, 20.0, 390.0, 90.0]])
+    return seen(boxes.numpy()) | {"masks": paste_masks_in_image(small, boxes, (200, 600)).numpy()}
+
+
+CUT = 108.482759  # made larger by 30 / 28, a box from 10 to there ends at 112
+
+
+def test_a_mask_that_rounding_cuts_to_other_pixels_is_no_disagreement_and_is_told() -> None:
+    agreement = Agreement()
+    ours, theirs = pasted(CUT - 1e-4), pasted(CUT + 1e-4)
+    assert np.abs(ours["masks"] - theirs["masks"]).max() > 0.1
+    agreement.add(ours, theirs, least=0.05, most=100, cells=28)
+    assert agreement.holds
+    assert "1 of 2 masks are put a pixel further" in str(agreement)
+    agreement.add(ours, theirs, least=0.05, most=100, cells=28)
+    assert not agreement.holds  # half of all is no chance
+    pasted_by_nobody = Agreement()
+    pasted_by_nobody.add(ours, theirs, least=0.05, most=100)
+    assert not pasted_by_nobody.holds
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(100.0, 100.0), (100.0, 100.05)])
+def test_a_mask_that_is_another_in_the_same_pixels_is_a_disagreement(ours: float, theirs: float) -> None:
+    agreement = Agreement()
+    agreement.add(pasted(ours), pasted(theirs, harm=0.01), least=0.05, most=100, cells=28)
+    assert (agreement.cut, agreement.holds) == (0, False)
+    assert agreement.mask > 0.009
 
 
 def test_an_object_that_may_be_lacking_is_told() -> None:
