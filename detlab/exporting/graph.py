@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,6 +97,26 @@ def _traceable(model: nn.Module) -> nn.Module:
     return model
 
 
+def _sigmoid(graph: Any, logits: Any) -> Any:
+    """ONNX's nodes for a sigmoid, without its Sigmoid.
+
+    That of onnxruntime takes all logits below -18 for -18, so that its RPN orders unlikely proposals otherwise than torch's where
+    there are few likely ones.
+    """
+    one = graph.op("Constant", value_t=torch.tensor(1.0))
+    return graph.op("Div", one, graph.op("Add", one, graph.op("Exp", graph.op("Neg", logits))))
+
+
+@contextmanager
+def _exact_sigmoid() -> Iterator[None]:
+    """Within, torch's exporter writes sigmoids as `_sigmoid` does."""
+    torch.onnx.register_custom_op_symbolic("aten::sigmoid", _sigmoid, OPSET)  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("aten::sigmoid", OPSET)  # pyright: ignore[reportPrivateImportUsage]
+
+
 @torch.no_grad()
 def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
     """A detector as an ONNX model, by torch's TorchScript exporter.
@@ -123,7 +145,7 @@ def onnx_bytes(model: nn.Module) -> tuple[bytes, tuple[str, ...]]:
     fields = tuple(field for field in FIELDS if field in prediction)
     file = io.BytesIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _exact_sigmoid():
             warnings.simplefilter("ignore")  # the exporter's own: that it is deprecated, what a trace keeps constant
             torch.onnx.export(
                 _OneImage(traced, fields),

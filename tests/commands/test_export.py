@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import detlab
 from detlab import cli
 from detlab.checkpoint import read
 from detlab.exporting.agreement import Agreement
-from detlab.exporting.graph import _TracedTransform
+from detlab.exporting.graph import OPSET, _exact_sigmoid, _TracedTransform
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 with_onnx = pytest.mark.skipif(
@@ -106,6 +108,22 @@ def test_images_are_resized_in_the_graph_to_the_pixel_and_to_rounding_as_in_pyth
             assert there.shape == here.shape
             # Read from places that are rounded once more, pixels are off by 1e-5 and more.
             torch.testing.assert_close(there, here, rtol=0, atol=1e-6)
+
+
+@with_onnx
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the exporter's
+@pytest.mark.parametrize("exact", [True, False])
+def test_unlikely_proposals_stay_apart_in_the_graph(exact: bool) -> None:
+    import onnxruntime
+
+    logits = torch.linspace(-85, 20, 500)
+    file = io.BytesIO()
+    with _exact_sigmoid() if exact else nullcontext():
+        torch.onnx.export(torch.nn.Sigmoid(), (logits,), file, input_names=["x"], opset_version=OPSET, dynamo=False)  # pyright: ignore[reportArgumentType]
+    (there,) = onnxruntime.InferenceSession(file.getvalue()).run(None, {"x": logits.numpy()})
+    there = torch.from_numpy(np.asarray(there))
+    assert (there.diff()[logits[1:] < -18] > 0).all() == exact
+    assert torch.allclose(there, logits.sigmoid(), rtol=1e-5, atol=0) == exact
 
 
 @pytest.mark.parametrize(
