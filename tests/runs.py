@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import TINY, write_pennfudan
+from conftest import RESNET, TINY, write_pennfudan
 
 from detlab.run import main
 
@@ -71,7 +71,7 @@ def mask_rcnn(base: Path) -> Path:
     """The folder of a small run of the real Mask R-CNN, in which the first evaluation was the best one."""
     folder = base / "mask_rcnn"
     folder.mkdir()
-    with _at_work(folder, *TINY, "epochs=2", "optimizer.lr=0.002", "hydra.run.dir=first-run"):
+    with _at_work(folder, *TINY, *RESNET, "epochs=2", "optimizer.lr=0.002", "hydra.run.dir=first-run"):
         assert main() == 0
     return folder / "first-run"
 

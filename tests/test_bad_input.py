@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import RESNET, TINY
 from loopback import closed_port
 
 Detlab = Callable[..., int]
@@ -94,7 +94,7 @@ def test_weights_that_are_no_checkpoint_or_another_models_or_hold_objects_are_re
         (harmful, "could run code"),
         (norms, "trained with frozen norms, but model.norm=batch"),
     ):
-        lines = refused(detlab, capsys, *TINY, f"model.weights={path}", "model.norm=batch", "hydra.run.dir=a")
+        lines = refused(detlab, capsys, *TINY, *RESNET, f"model.weights={path}", "model.norm=batch", "hydra.run.dir=a")
         assert said in lines[0]
         assert str(path) in lines[0]
 

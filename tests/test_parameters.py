@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import RESNET, TINY
 from omegaconf import DictConfig
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -175,7 +175,12 @@ def test_the_documented_command_line_groups_a_detector(
     choice: str, composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = [f"optimizer={choice}", "optimizer.groups={norms: {weight_decay: 0}, backbone.*: {lr_factor: 0.1}}", *TINY]
+    argv = [
+        f"optimizer={choice}",
+        "optimizer.groups={norms: {weight_decay: 0}, backbone.*: {lr_factor: 0.1}}",
+        *TINY,
+        *RESNET,
+    ]
     register()
     assert preflight(argv, claim=False) == argv
     cfg = composed(*argv)

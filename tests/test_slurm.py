@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,8 +31,13 @@ def test_a_job_that_is_preempted_goes_on_and_ends_as_one_left_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (tmp_path / "cluster").mkdir()
-    with slurm.cluster(tmp_path / "cluster", grace=grace) as environment, Path("said.txt").open("w") as said:
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="slurm-"
+        ) as short,  # the daemons' sockets have names of at most 107 characters
+        slurm.cluster(Path(short), grace=grace) as environment,
+        Path("said.txt").open("w") as said,
+    ):
         train = [sys.executable, "-m", "detlab.run"]
         sweep = subprocess.Popen([*train, *SWEEP], env=environment, stdout=said, stderr=subprocess.STDOUT)
         sweeps = Path("sweep")
