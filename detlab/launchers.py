@@ -267,7 +267,7 @@ class Ray(Launcher):
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_COLOR_PREFIX", str(int(sys.stderr.isatty())))
-        import ray
+        ray: Any = importlib.import_module("ray")
 
         here = not ray.is_initialized()
         if here:
@@ -343,9 +343,7 @@ def _results(jobs: Sequence[Any], came: Sequence[int]) -> list[JobReturn]:
         Interrupted: after a signal.
         BrokenDownError: a task's process died.
     """
-    import ray
-    from ray.exceptions import RayError
-
+    ray: Any = importlib.import_module("ray")
     waiting = list(jobs)
     while waiting and not came:
         # In turns, since Python calls a signal's handler only when Ray has given the thread back.
@@ -356,7 +354,7 @@ def _results(jobs: Sequence[Any], came: Sequence[int]) -> list[JobReturn]:
     for job in jobs:
         try:
             results.append(ray.get(job))
-        except RayError:
+        except ray.exceptions.RayError:
             dead += 1
     if came:
         raise _saved(came[0])
