@@ -91,7 +91,7 @@ def test_a_good_command_line_passes_unchanged() -> None:
         ("experiment=x", f"experiment: no choice 'x'; allowed: {RECIPES}."),
         ("debug=null", "debug: null is no choice; leave it out with ~debug."),
         ("+debug=smoke", "+debug: the group is there already; drop the +."),
-        ("hydra/launcher=slurm", "hydra/launcher: no choice 'slurm'; allowed: basic, joblib, submitit_local, submitit_slurm."),
+        ("hydra/launcher=slurm", "hydra/launcher: no choice 'slurm'; allowed: basic, joblib, ray, submitit_local, submitit_slurm."),
         ("hydra.job.nam=x", "hydra.job.nam: Key 'nam' not in 'JobConf'"),
         ("epochs=x", "epochs: 'x' is not an integer."),
         ("epochs=1.5", "epochs: 1.5 is not an integer."),
