@@ -280,7 +280,7 @@ class Ray(Launcher):
             with _once(lambda _: None) as came:
                 jobs = [
                     job.options(name=config.hydra.sweep.subdir).remote(
-                        self._context, self._task, config, Singleton.get_state()
+                        self._context, self._task, config, Singleton.get_state(), os.getcwd()
                     )
                     for config in self._configs(job_overrides, initial_job_idx)
                 ]
@@ -317,8 +317,11 @@ def _check_room(remote: Mapping[str, Any], machines: Sequence[Mapping[str, float
             )
 
 
-def _ray_job(context: HydraContext, task: TaskFunction, config: DictConfig, singletons: dict[Any, Any]) -> JobReturn:
-    """A job, in a process of Ray's."""
+def _ray_job(
+    context: HydraContext, task: TaskFunction, config: DictConfig, singletons: dict[Any, Any], folder: str
+) -> JobReturn:
+    """A job, in a process of Ray's, which began in a folder of its own if Ray was there before."""
+    os.chdir(folder)
     setup_globals()
     Singleton.set_state(singletons)
     HydraConfig.instance().set_config(config)

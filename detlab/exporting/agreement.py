@@ -157,7 +157,6 @@ def limits(model: nn.Module) -> dict[str, Any]:
     """
     heads: Any = getattr(model, "roi_heads", model)
     pool = getattr(heads, "mask_roi_pool", None)
-    cells = (
-        None if pool is None else 2 * int(pool.output_size[0])
-    )  # the predictor's transposed convolution doubles them
+    # The predictor's transposed convolution doubles the pool's.
+    cells = None if pool is None else 2 * int(pool.output_size[0])
     return {"least": float(heads.score_thresh), "most": int(heads.detections_per_img), "cells": cells}
