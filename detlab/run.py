@@ -113,7 +113,8 @@ def train(cfg: DictConfig) -> float:
             or (stopping.at(position.step) and position.evaluated == position.step)
         ):
             first_step = position.step - position.epoch * batches.steps
-            batches.start(position.epoch, first_step)
+            steps = min(batches.steps - first_step, total_steps - position.step)
+            batches.start(position.epoch, first_step, ahead=total_steps - position.step - steps)
             position.step = train_one_epoch(
                 model,
                 profiled(batches, folder, cfg) if watched and position.epoch == 0 else batches,
@@ -124,7 +125,7 @@ def train(cfg: DictConfig) -> float:
                 device=device,
                 epoch=position.epoch,
                 step=position.step,
-                steps=min(batches.steps - first_step, total_steps - position.step),
+                steps=steps,
                 accumulate=cfg.accumulate,
                 clip_grad_norm=cfg.clip_grad_norm,
                 seed=cfg.seed,

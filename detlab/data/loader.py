@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -87,6 +88,9 @@ class EvaluationSamples(Dataset[Any]):
 class EpochBatches:
     """The order of an epoch, a function of (seed, epoch): lists of (epoch, index), as many as make whole optimizer steps.
 
+    An iteration begins at `epoch` and `first_step`, and goes on with the first `ahead` steps after that epoch; its length is the
+    epoch's alone.
+
     The images of a step are the same for any number of processes: it is cut into micro-batches, which are dealt out in turn.
 
     Args:
@@ -132,6 +136,7 @@ class EpochBatches:
         self.group_of = group_of
         self.epoch = 0
         self.first_step = 0
+        self.ahead = 0
         self._rank, self._size = distributed.rank(), distributed.size()
 
     def order(self, epoch: int) -> list[int]:
@@ -147,10 +152,17 @@ class EpochBatches:
         return (self.steps - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order(self.epoch)
-        first = self.first_step * self.batch_size + self._rank * self.micro_batch
-        for start in range(first, len(order), self._size * self.micro_batch):
-            yield [(self.epoch, index) for index in order[start : start + self.micro_batch]]
+        wanted = len(self) + self.ahead * self.accumulate
+        return itertools.islice(self._from(self.epoch, self.first_step), wanted)
+
+    def _from(self, epoch: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
+        """Micro-batches of this process, from a step on, without an end."""
+        first = first_step * self.batch_size + self._rank * self.micro_batch
+        while True:
+            order = self.order(epoch)
+            for start in range(first, len(order), self._size * self.micro_batch):
+                yield [(epoch, index) for index in order[start : start + self.micro_batch]]
+            epoch, first = epoch + 1, self._rank * self.micro_batch
 
 
 def collate(samples: Sequence[TalliedSample | Sample | UserError]) -> tuple[Batch, Tally] | UserError:
@@ -185,8 +197,9 @@ def _begin_worker(_worker: int) -> None:
 class Loader:
     """Batches of a DataLoader, with a sample's mistake raised here as it was made there.
 
-    For training, `start(epoch, first_step)` says which batches the next iteration gives. With the last of them the log says what
-    the augmentation dropped in all processes.
+    For training, `start(epoch, first_step)` says which batches the next iteration gives. Where the one before it was told that they
+    would be wanted, they have been loaded meanwhile. With the last of them the log says what the augmentation dropped in all
+    processes.
 
     Args:
         samples: by the keys that `batches` gives.
@@ -215,11 +228,14 @@ class Loader:
             # An iterator draws the base seed of its workers, and must not draw it from the training's chance.
             generator=torch.Generator().manual_seed(0),
         )
+        self._going_on: Iterator[Any] | None = None
+        self._next: tuple[int, int] | None = None  # what it gives next: of which epoch, which micro-batch
+        self._left = 0  # how many more it gives
 
-    def start(self, epoch: int, first_step: int) -> None:
-        """Make the next iteration that of an epoch, from a step on."""
+    def start(self, epoch: int, first_step: int, *, ahead: int = 0) -> None:
+        """Make the next iteration that of an epoch, from a step on; `ahead` steps of the epochs after it will be wanted too."""
         assert isinstance(self.batches, EpochBatches)
-        self.batches.epoch, self.batches.first_step = epoch, first_step
+        self.batches.epoch, self.batches.first_step, self.batches.ahead = epoch, first_step, ahead
 
     def close(self) -> None:
         """End the workers, which otherwise end with the last who remembers an iteration, an exception perhaps."""
@@ -227,6 +243,7 @@ class Loader:
         if iterator is not None and self._loader.num_workers:
             iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
             self._loader._iterator = None
+        self._going_on = None
 
     @property
     def steps(self) -> int:
@@ -234,9 +251,25 @@ class Loader:
         assert isinstance(self.batches, EpochBatches)
         return self.batches.steps
 
+    def _loaded(self) -> Iterator[Any]:
+        """What the DataLoader gives for the iteration that is wanted, which may have begun to load with an earlier one."""
+        if not isinstance(self.batches, EpochBatches):
+            yield from self._loader
+            return
+        epoch, given, wanted = self.batches.epoch, self.batches.first_step * self.batches.accumulate, len(self.batches)
+        if self._going_on is None or self._next != (epoch, given) or self._left < wanted:
+            self._going_on, self._left = iter(self._loader), wanted + self.batches.ahead * self.batches.accumulate
+        source, self._next = self._going_on, None  # until it is known what comes next
+        for _ in range(wanted):
+            loaded = next(source)
+            given += 1
+            over = given == self.steps * self.batches.accumulate
+            self._next, self._left = (epoch + 1, 0) if over else (epoch, given), self._left - 1
+            yield loaded
+
     def __iter__(self) -> Iterator[Batch]:
         met, left = Tally(), len(self.batches)
-        for loaded in self._loader:
+        for loaded in self._loaded():
             if isinstance(loaded, UserError):
                 raise loaded
             batch, tally = loaded

@@ -83,6 +83,52 @@ def test_a_flip_is_drawn_anew_in_each_epoch() -> None:
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_of_the_next_epochs_are_the_same_whether_they_were_asked_for_ahead_or_not(workers: int) -> None:
+    def taken(ahead: int) -> list[list[Any]]:
+        loader = training_loader(
+            small(), Flip(p=0.5), batch_size=4, accumulate=2, shuffle=True, seed=3, workers=workers, pin_memory=False
+        )
+        found = []
+        # Whole epochs in order, one that is left in its midst and gone on with, one in the place of another.
+        for epoch, first_step, steps in ((0, 0, 2), (1, 0, 1), (1, 1, 1), (2, 0, 2), (5, 1, 1), (6, 0, 2)):
+            loader.start(epoch, first_step, ahead=ahead)
+            source = iter(loader)
+            for _ in range(2 * steps):
+                images, targets = next(source)
+                found.append([[t["image_id"] for t in targets], torch.stack(images).long().sum().item()])
+        loader.close()
+        return found
+
+    assert taken(0) == taken(1) == taken(20)
+
+
+def test_an_epoch_s_first_batch_is_loaded_while_the_one_before_it_is_looked_at() -> None:
+    loader = training_loader(
+        small(), Flip(p=0.5), batch_size=4, accumulate=1, shuffle=True, seed=3, workers=1, pin_memory=False
+    )
+    loader.start(0, 0, ahead=2)
+    list(loader)
+    iterator: Any = loader._loader._iterator
+    deadline = time.monotonic() + 20
+    while not iterator._worker_result_queue.qsize():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    begun = iterator._send_idx
+    loader.start(1, 0)
+    next(iter(loader))
+    assert loader._loader._iterator is iterator
+    assert iterator._send_idx == begun  # all of them had been asked for
+    loader.close()
+
+
+def test_no_more_batches_are_loaded_than_were_asked_for() -> None:
+    later = batches()
+    later.ahead = 3
+    assert len(later) == 2
+    assert [keys[0][0] for keys in later] == [0, 0, 1, 1, 2]
+
+
 def test_evaluation_gives_every_image_once_in_order_one_by_one() -> None:
     batches = list(evaluation_loader(small("val"), workers=0, pin_memory=False))
     assert [[t["image_id"] for t in targets] for _, targets in batches] == [[1], [2], [3]]
