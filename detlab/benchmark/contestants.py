@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from detlab import parts
 from detlab.allocation import keep_freed_memory
 from detlab.benchmark import plain
+from detlab.benchmark.turns import host_memory, peak_memory
 from detlab.config import build, register
 from detlab.data.loader import EpochBatches, Loader
 from detlab.engine import Device, StepReport, predict, select_device, train_one_epoch
@@ -27,6 +29,8 @@ from detlab.structures import Batch
 
 # Batches whose statistics become those of norms that are frozen without weights to take them from.
 _CALIBRATION_BATCHES = 4
+# More than any benchmark trains.
+_MANY_EPOCHS = 1000
 
 
 def _model(cfg: DictConfig, node: Any, data: Any) -> nn.Module:
@@ -88,7 +92,7 @@ class _Endless:
     def _all(self, loader: Any) -> Iterator[Batch]:
         epoch = 0
         while True:
-            loader.start(epoch, 0)
+            loader.start(epoch, 0, ahead=_MANY_EPOCHS * loader.steps)
             yield from loader
             epoch += 1
 
@@ -127,6 +131,56 @@ class _Timed(ABC):
         return {}
 
 
+class _Training(_Timed):
+    """What both sides of training share: what holds the memory."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    before: int  # bytes that the process held before there was a model
+
+    def profile(self) -> str:
+        """Where time and memory go: the operations of one more round, and what is held in the midst of one more step."""
+        return f"{super().profile()}\n{self._held()}"
+
+    def _held(self) -> str:
+        units, self.units = self.units, 1
+        with saved_for_backward(self.model) as saved:
+            self.work()
+        self.units = units
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        held = {
+            "before the model": self.before,
+            "weights": _bytes([*self.model.parameters(), *self.model.buffers()]),
+            "gradients": _bytes([p.grad for p in self.model.parameters() if p.grad is not None]),
+            "optimizer": _bytes([value for value in states if isinstance(value, torch.Tensor)]),
+            "kept for the backward pass": sum(saved.values()),
+        }
+        peak = peak_memory()
+        held["else"] = peak - sum(held.values())
+        parts = ", ".join(f"{name} {number / 2**20:.0f}" for name, number in held.items())
+        return f"memory: {peak / 2**20:.0f} MiB at its peak; {parts}"
+
+
+@contextmanager
+def saved_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
+    """The bytes of each block of memory that autograd keeps within for a backward pass, by its address; weights do not count."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        yield found
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 class _Ours(_Timed):
     """What detlab's contestants share: the parts of a run."""
 
@@ -137,6 +191,7 @@ class _Ours(_Timed):
         keep_freed_memory(self.cfg.keep_freed_memory)
         self.device = select_device(self.cfg.device, self.cfg.precision)
         self.data = parts.data_sets(self.cfg)
+        self.before = 0 if self.device.name.type == "cuda" else host_memory("VmRSS")
         self.model = _placed(self.cfg, self.cfg.model, self.data["train"], weights)
         self.device.place(self.model)
 
@@ -154,6 +209,7 @@ class _Theirs(_Timed):
         self.cfg = begin(config)
         self.device = select_device(self.cfg.device, "fp32").name
         self.data = parts.data_sets(self.cfg)
+        self.before = 0 if self.device.type == "cuda" else host_memory("VmRSS")
         node = plain.plain_model(OmegaConf.to_container(self.cfg.model, resolve=True))
         self.model = _placed(self.cfg, OmegaConf.create(node), self.data["train"], weights).to(self.device)
 
@@ -180,7 +236,7 @@ def _placed(cfg: DictConfig, node: Any, data: Any, weights: Path) -> nn.Module:
     return model
 
 
-class OurTraining(_Ours):
+class OurTraining(_Ours, _Training):
     """Steps of `train_one_epoch`."""
 
     def __init__(self, config: str, weights: Path, units: int) -> None:
@@ -213,7 +269,7 @@ class OurTraining(_Ours):
         )
 
 
-class TheirTraining(_Theirs):
+class TheirTraining(_Theirs, _Training):
     """The references' loop over the same batches."""
 
     def __init__(self, config: str, weights: Path, units: int) -> None:

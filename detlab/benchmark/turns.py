@@ -78,9 +78,14 @@ def peak_memory() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    return host_memory("VmHWM")
+
+
+def host_memory(key: str) -> int:
+    """Bytes of this process by Linux: `VmRSS` for what it holds, `VmHWM` for the most that it has held; 0 elsewhere."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 @contextmanager

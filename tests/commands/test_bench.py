@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from detlab.benchmark import chart, plain_first_batch, start
-from detlab.benchmark.contestants import TheirTraining, write_weights
+from detlab.benchmark.contestants import OurTraining, TheirTraining, saved_for_backward, write_weights
 from detlab.benchmark.detections import Density, MadeImages
 from detlab.benchmark.growth import exponent
 from detlab.benchmark.measure import DifferentResultsError, check_same
@@ -189,8 +191,6 @@ def test_a_plot_is_a_picture_in_a_folder_that_is_there(name: str) -> None:
 def test_the_plain_model_is_made_of_torchvisions_parts_alone(tmp_path: Path) -> None:
     register()
     cfg = compose_run([*DEFAULTS, "model=maskrcnn", "model.backbone.name=resnet18", *SMALL[4:]])
-    from omegaconf import OmegaConf
-
     plain = plain_model(OmegaConf.to_container(cfg.model, resolve=True))
     own = [value for value in _values(plain) if str(value).startswith("detlab.")]
     assert sorted(own) == ["detlab.models.backbones.backbone", "detlab.models.detectors.rcnn"]
@@ -209,6 +209,38 @@ def _values(node: Any) -> list[Any]:
     return [node]
 
 
+def test_what_is_kept_for_a_backward_pass_is_counted_once_and_without_the_weights() -> None:
+    model = torch.nn.Linear(100, 50)
+    inputs = torch.rand(10, 100)
+    with saved_for_backward(model) as saved:
+        hidden = model(inputs)  # keeps inputs and weights
+        (hidden.exp() * hidden).sum().backward()  # keeps hidden, and its exponential for two operations
+    assert sorted(saved.values()) == [10 * 50 * 4, 10 * 50 * 4, 10 * 100 * 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [OurTraining, TheirTraining])
+def test_a_profile_says_what_holds_the_memory(tmp_path: Path, side: Any) -> None:
+    register()
+    cfg = compose_run([*DEFAULTS, *SMALL])
+    write_weights(cfg, tmp_path / "weights.pt")
+    contestant = side(OmegaConf.to_yaml(cfg), tmp_path / "weights.pt", 2)
+    contestant.warm_up()
+    said = contestant.profile()
+    contestant.close()
+    assert "conv" in said
+    assert contestant.units == 2
+    found = dict(re.findall(r"([a-z ]+) (-?\d+)(?:,|$)", said.splitlines()[-1].partition("peak; ")[2]))
+    mib = {name.strip(): int(number) for name, number in found.items()}
+    weights = sum(value.numel() * value.element_size() for value in contestant.model.state_dict().values()) / 2**20
+    assert mib["weights"] == pytest.approx(weights, abs=1)
+    # SGD's momentum has a number for each of the gradients'.
+    assert 0 < mib["gradients"] == mib["optimizer"] <= mib["weights"]
+    assert mib["kept for the backward pass"] > 0
+    assert mib["before the model"] > 100
+    assert mib["else"] >= 0
+
+
 @pytest.mark.slow
 def test_frozen_norms_without_weights_are_given_statistics(tmp_path: Path) -> None:
     register()
@@ -222,8 +254,6 @@ def test_frozen_norms_without_weights_are_given_statistics(tmp_path: Path) -> No
 
 
 def _config(*overrides: str) -> str:
-    from omegaconf import OmegaConf
-
     register()
     return OmegaConf.to_yaml(compose_run([*DEFAULTS, *SMALL, *overrides]))
 
@@ -333,8 +363,6 @@ def test_a_stopwatch_adds_up_what_is_spent_within_it() -> None:
 def test_the_model_says_what_is_scored() -> None:
     assert scored_types(_config()) == ("bbox",)
     register()
-    from omegaconf import OmegaConf
-
     small = ["image_size.min=64", "image_size.max=96", "model.backbone.name=resnet18"]
     masks = OmegaConf.to_yaml(compose_run([*DEFAULTS, "model=maskrcnn", *small]))
     assert scored_types(masks) == ("bbox", "segm")
