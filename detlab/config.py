@@ -307,6 +307,7 @@ MODEL_FRACTIONS = (
 MODEL_COUNTS = (
     "rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test",
     "rpn_batch_size_per_image", "box_batch_size_per_image", "box_detections_per_img", "enlarge_to", "mask_hidden_channels",
+    "size_divisible",
 )  # fmt: skip
 # What a value may be, where its key is present and not null.
 RULES: dict[str, Rule] = {

@@ -31,6 +31,7 @@ _NORMS = {
 }
 # torchvision's, where nothing is said.
 _COLOURS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_PADDING = 32
 # Where the names are from that a script may use, in the order in which they are imported.
 _IMPORTS = {
     "math.": "import math",
@@ -172,7 +173,9 @@ def _settings(model: nn.Module, node: Mapping[str, Any]) -> dict[str, Any]:
     transform = resize_of(model)
     assert transform is not None
     sides = shorter_sides(transform)
-    sizes = {"min_size": sides[0] if len(sides) == 1 else sides, "max_size": transform.max_size}
+    sizes: dict[str, Any] = {"min_size": sides[0] if len(sides) == 1 else sides, "max_size": transform.max_size}
+    if transform.size_divisible != _PADDING:
+        sizes["size_divisible"] = transform.size_divisible
     colours = {"image_mean": list(transform.image_mean), "image_std": list(transform.image_std)}
     if colours == _COLOURS:
         colours = {}

@@ -144,6 +144,8 @@ def rcnn(
     # Nor these, since older ones lack them; they change no result.
     rpn_sampled_gradient: bool = True,
     rpn_batched: bool | None = None,
+    # A batch's padding was always this.
+    size_divisible: int = 32,
     masks_in_boxes: bool = True,
     box_score_thresh: float,
     box_nms_thresh: float,
@@ -181,6 +183,7 @@ def rcnn(
         rpn_batched: whether the RPN matches and sorts out all images of a batch at once; None for on a GPU alone.
         masks_in_boxes: whether an evaluation takes masks from their boxes, without pasting them into whole images.
         enlarge_to: where `min_size` is less than this, both sizes grow by the same factor until it is this; None for never.
+        size_divisible: what a batch's height and width are padded to multiples of, in pixels.
         image_mean: of red, green, blue in 0..1.
         image_std: of red, green, blue in 0..1.
 
@@ -213,6 +216,7 @@ def rcnn(
         max_size=round(max_size * factor),
         image_mean=list(image_mean),
         image_std=list(image_std),
+        size_divisible=size_divisible,
         rpn_anchor_generator=anchor_generator,
         rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
         rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,

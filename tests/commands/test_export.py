@@ -37,7 +37,7 @@ PYRAMID = (*FEW, "model.backbone.fpn_channels=32")
 MASKS = ("model=maskrcnn", "model.backbone.name=resnet18", "model.mask_hidden_channels=32", *PYRAMID)
 POINTS = ("model=keypointrcnn_mobilenet", "model.norm=group", "model.keypoint_layers=[32]", *PYRAMID)
 SMALL = ("model.backbone.name=mobilenet_v3_small", "model.box_roi_pool.output_size=2")
-ONE_MAP = ("model=mobilenet", "model.enlarge_to=null", *SMALL, *FEW)
+ONE_MAP = ("model=mobilenet", "model.enlarge_to=null", "model.size_divisible=64", *SMALL, *FEW)
 # A ResNet without a pyramid, with torchvision's own pool.
 RESIDUAL = (
     *ONE_MAP,

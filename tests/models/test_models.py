@@ -83,6 +83,19 @@ def test_anchors_and_pools_are_those_that_torchvisions_coco_weights_were_trained
     assert ours.roi_heads.box_coder.weights == theirs.roi_heads.box_coder.weights
 
 
+def test_a_batch_is_padded_to_multiples_of_what_is_asked_for(composed: Composed) -> None:
+    images = [torch.zeros(3, 70, 90), torch.zeros(3, 64, 64)]
+    shapes = []
+    for more in ([], ["model.size_divisible=128"]):
+        model = model_of(
+            composed, "model=mobilenet", "model.enlarge_to=64", "image_size.min=64", "image_size.max=200", *more
+        )
+        padded, _ = model.transform(images)
+        assert padded.image_sizes == [(64, 82), (64, 64)]
+        shapes.append(tuple(padded.tensors.shape[2:]))
+    assert shapes == [(64, 96), (128, 128)]
+
+
 def test_mobilenet_is_the_tutorials(composed: Composed) -> None:
     model = model_of(composed, "model=mobilenet", "model.anchor_generator.sizes=[[32,64,128,256,512]]")
     assert model.iou_types == ("bbox",)
