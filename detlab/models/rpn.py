@@ -121,11 +121,12 @@ class SampledRPN(RegionProposalNetwork):
         with torch.no_grad():
             scores, deltas = self.head(maps)
         anchors = self.anchor_generator(images, maps)
+        # Before anything that waits for a GPU, which has the backbone to do meanwhile.
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
         per_level = [level[0].numel() for level in scores]
         scores, deltas = concat_box_prediction_layers(scores, deltas)
         proposals = self.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
         boxes, _ = self.filter_proposals(proposals, scores, images.image_sizes, per_level)
-        labels, matched = self.assign_targets_to_anchors(anchors, targets)
         return boxes, self._losses(maps, labels, torch.cat(matched), torch.cat(anchors))
 
     def _losses(self, maps: list[Tensor], labels: list[Tensor], matched: Tensor, anchors: Tensor) -> dict[str, Tensor]:

@@ -251,7 +251,7 @@ def roi_align(
 # other work, should not choose differently by chance.
 _MARGIN = 2.0
 _ROUNDS = 12
-# By kind of device, else the first: a GPU does few regions as fast as one, by any method.
+# On a CPU at most so many; on a GPU, which does few as fast as one, always so many.
 _MEASURED_REGIONS = {"cpu": 16, "cuda": 512}
 # So many regions a cell are needed to defer: the weights are turned once more for it.
 _DEFER = 1.5
@@ -261,8 +261,9 @@ _chosen: dict[tuple[Any, ...], str] = {}
 def fastest(features: Sequence[Tensor], regions: int, output_size: tuple[int, int], sampling_ratio: int) -> str:
     """The method that takes the least time, forward and backward, for maps and regions like these on their device.
 
-    It is measured for each type, number of channels and, to a power of two, number of cells and of regions, once in a process;
-    `sparse` where no other is clearly faster, and where torch was told to be deterministic: a time never comes out the same twice.
+    It is measured for each type, number of channels and, to a power of two, number of cells and (on a CPU) of regions, once in a
+    process; `sparse` where no other is clearly faster, and where torch was told to be deterministic: a time never comes out the
+    same twice.
 
     Args:
         features: maps `[B, C, H, W]`, of which the largest is measured.
@@ -274,9 +275,10 @@ def fastest(features: Sequence[Tensor], regions: int, output_size: tuple[int, in
         return "sparse"
     largest = max(features, key=lambda maps: maps.shape[2] * maps.shape[3])
     _, channels, height, width = largest.shape
-    most = _MEASURED_REGIONS.get(largest.device.type, _MEASURED_REGIONS["cpu"])
-    sizes = ((height * width).bit_length(), min(regions, most).bit_length())
-    key = (largest.device.type, largest.dtype, channels, *sizes, output_size, sampling_ratio)
+    kind = largest.device.type
+    measured = _MEASURED_REGIONS[kind] if kind == "cuda" else min(regions, _MEASURED_REGIONS["cpu"])
+    sizes = ((height * width).bit_length(), measured.bit_length())
+    key = (kind, largest.dtype, channels, *sizes, output_size, sampling_ratio)
     if key not in _chosen:
         _chosen[key] = clearly_fastest(
             lambda method: _seconds(method, largest, 2 ** sizes[1], output_size, sampling_ratio)
