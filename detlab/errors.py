@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class BrokenDownError(Exception):
-    """Training cannot go on: not the user's mistake, and no bug either; its message is told without a trace."""
+    """The work cannot go on: not the user's mistake, and no bug either; its message is told without a trace."""
 
 
 class NonFiniteLossError(BrokenDownError):

@@ -107,6 +107,7 @@ class Rival:
 
     Raises:
         BenchmarkFailedError: it failed; from any method.
+        BrokenDownError: its process was killed; from any method.
     """
 
     def __init__(self, make: Callable[..., Contestant], *arguments: Any) -> None:
@@ -124,15 +125,20 @@ class Rival:
 
     def ask(self, what: str) -> Any:
         """What it answers to `warm_up`, `round`, `profile`, `result` or `peak_memory`."""
-        self._pipe.send(what)
+        # Where it has died while the other one had its turn, the answer says so.
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.send(what)
         return self._answer()
 
     def _answer(self) -> Any:
         try:
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join()
-            raise BenchmarkFailedError(f"a process of the benchmark ended with {self._process.exitcode}.") from None
+            raise BrokenDownError(
+                "a process of the benchmark died without a word: killed, perhaps for want of memory? "
+                f"(exit code: {self._process.exitcode}) Smaller images or a smaller batch_size need less."
+            ) from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
