@@ -27,6 +27,12 @@ PLACES = (
 # Keys that matter where the rates of the steps to come depend on the length of the run.
 LENGTH = ("epochs", "max_steps")
 
+# What runs did whose configurations are from before there was the key.
+BEFORE = {
+    "model.rpn_sampled_gradient": True, "model.rpn_batched": None, "model.masks_in_boxes": True, "model.size_divisible": 32,
+    "model.backbone.fold_norms": True, "model.keypoint_roi_pool": None, "model.keypoint_layers": None,
+}  # fmt: skip
+
 Changes = dict[str, tuple[Any, Any]]
 ABSENT = "not there"
 
@@ -35,7 +41,8 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any], *, passed_over: tup
     """Of two configurations, resolved and plain, the keys whose values differ, with both values; but for some."""
     before, after = dict(_flat(then)), dict(_flat(now))
     keys = [*before, *(key for key in after if key not in before)]
-    pairs = {key: (before.get(key, ABSENT), after.get(key, ABSENT)) for key in keys}
+    absent = {key: BEFORE.get(key, ABSENT) for key in keys}
+    pairs = {key: (before.get(key, absent[key]), after.get(key, absent[key])) for key in keys}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not _below(key, passed_over)}
 
 

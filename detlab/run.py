@@ -114,7 +114,7 @@ def train(cfg: DictConfig) -> float:
         ):
             first_step = position.step - position.epoch * batches.steps
             steps = min(batches.steps - first_step, total_steps - position.step)
-            batches.start(position.epoch, first_step, ahead=total_steps - position.step - steps)
+            batches.start(position.epoch, first_step, steps=steps, ahead=total_steps - position.step - steps)
             position.step = train_one_epoch(
                 model,
                 profiled(batches, folder, cfg) if watched and position.epoch == 0 else batches,
@@ -139,7 +139,7 @@ def train(cfg: DictConfig) -> float:
             last = position.step >= total_steps or stopping.reason is not None
             if not stopping.interrupted and (last or epoch % cfg.eval_every == 0):
                 checkpoints.at(position.step)
-                checkpoints.wait()  # an evaluation starts processes, which should not be forked beside a thread at work
+                checkpoints.wait()  # an evaluation starts processes, which should not be forked beside a thread that writes
                 validation.run(model, average, position, stopping, writer, checkpoints)
             if not stopping.interrupted:
                 position.epoch = epoch
@@ -148,6 +148,7 @@ def train(cfg: DictConfig) -> float:
             else:
                 checkpoints.save_in_background()
         stopping.agree()  # a signal while the last evaluation was scored
+        batches.close()
         if "test" in data and not stopping.interrupted:
             score_held_out(cfg, model, data["test"], position, stopping, writer, checkpoints, device)
         if stopping.ended_by is not None:

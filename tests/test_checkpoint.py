@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ from detlab.checkpoint import Checkpoints, Origin, Position, TrainingState, read
 from detlab.data.fingerprint import fingerprint
 from detlab.data.pennfudan import pennfudan as pennfudan_data
 from detlab.errors import UserError
+from detlab.models.backbones import backbone
+from detlab.models.detectors import rcnn
 from detlab.structures import ClassMap
 
 Detlab = Callable[..., int]
@@ -124,6 +127,20 @@ def config(**changed: Any) -> dict[str, Any]:
 def test_a_changed_key_counts_where_it_may_change_the_result(changed: dict[str, Any], found: dict[str, Any]) -> None:
     known = (*resumption.HARMLESS, *resumption.PLACES)
     assert resumption.changes(config(), config(**changed), passed_over=known) == found
+
+
+def test_a_run_of_before_there_was_a_key_goes_on_where_the_key_says_what_it_did() -> None:
+    now = config(model={"weights": "none", "norm": "auto", "size_divisible": 32, "keypoint_layers": None})
+    assert resumption.changes(config(), now, passed_over=()) == {}
+    now["model"]["size_divisible"] = 64
+    assert resumption.changes(config(), now, passed_over=()) == {"model.size_divisible": (32, 64)}
+
+
+def test_what_was_done_before_there_was_a_key_is_the_default_of_what_is_built() -> None:
+    defaults = {"model": inspect.signature(rcnn).parameters, "model.backbone": inspect.signature(backbone).parameters}
+    for key, value in resumption.BEFORE.items():
+        node, _, name = key.rpartition(".")
+        assert defaults[node][name].default == value
 
 
 def test_for_resume_auto_other_places_are_another_run() -> None:

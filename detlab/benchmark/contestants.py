@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,40 +142,78 @@ class _Training(_Timed):
 
     def profile(self) -> str:
         """Where time and memory go: the operations of one more round, and what is held in the midst of one more step."""
-        return f"{super().profile()}\n{self._held()}"
+        peak = peak_memory()  # the profiler takes some too
+        table = super().profile()
+        return f"{table}\n{self._held(peak)}" if peak else table
 
-    def _held(self) -> str:
+    def _held(self, peak: int) -> str:
         units, self.units = self.units, 1
-        with saved_for_backward(self.model) as saved:
-            self.work()
-        self.units = units
+        try:
+            with saved_for_backward(self.model) as saved:
+                self.work()
+        finally:
+            self.units = units
         states = [value for state in self.optimizer.state.values() for value in state.values()]
         held = {
             "before the model": self.before,
             "weights": _bytes([*self.model.parameters(), *self.model.buffers()]),
             "gradients": _bytes([p.grad for p in self.model.parameters() if p.grad is not None]),
             "optimizer": _bytes([value for value in states if isinstance(value, torch.Tensor)]),
-            "kept for the backward pass": sum(saved.values()),
+            "kept for the backward pass": saved.most,
         }
-        peak = peak_memory()
-        held["else"] = peak - sum(held.values())
+        held["else and at other times"] = peak - sum(held.values())
         parts = ", ".join(f"{name} {number / 2**20:.0f}" for name, number in held.items())
         return f"memory: {peak / 2**20:.0f} MiB at its peak; {parts}"
 
 
-@contextmanager
-def saved_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
-    """The bytes of each block of memory that autograd keeps within for a backward pass, by its address; weights do not count."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    found: dict[int, int] = {}
+class Saved:
+    """The bytes that autograd keeps for a backward pass: a block of memory counts once, for as long as anything keeps it.
 
-    def kept(tensor: torch.Tensor) -> torch.Tensor:
+    Attributes:
+        now: at present.
+        most: the most at any time.
+    """
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._keepers: Counter[int] = Counter()
+
+    def keep(self, tensor: torch.Tensor) -> _Kept:
+        """Count a tensor's memory until what is returned is forgotten."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not self._keepers[address]:
+            self.now += size
+            self.most = max(self.most, self.now)
+        self._keepers[address] += 1
+        kept = _Kept(tensor)
+        weakref.finalize(kept, self._forget, address, size)
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+    def _forget(self, address: int, size: int) -> None:
+        self._keepers[address] -= 1
+        if not self._keepers[address]:
+            self.now -= size
+
+
+class _Kept:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+@contextmanager
+def saved_for_backward(model: nn.Module) -> Iterator[Saved]:
+    """What autograd keeps within for backward passes; weights do not count."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    found = Saved()
+
+    def packed(tensor: torch.Tensor) -> torch.Tensor | _Kept:
+        return tensor if tensor.untyped_storage().data_ptr() in weights else found.keep(tensor)
+
+    def unpacked(saved: torch.Tensor | _Kept) -> torch.Tensor:
+        return saved.tensor if isinstance(saved, _Kept) else saved
+
+    with torch.autograd.graph.saved_tensors_hooks(packed, unpacked):
         yield found
 
 

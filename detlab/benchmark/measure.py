@@ -157,6 +157,7 @@ def _work(cfg: DictConfig, settings: Settings, found: Mapping[str, Any]) -> dict
         "min_size": _plain(model.get("min_size")),
         "max_size": model.get("max_size"),
         "enlarge_to": model.get("enlarge_to"),
+        "size_divisible": model.get("size_divisible"),
         "regions_an_image": model.get("box_batch_size_per_image" if training else "rpn_post_nms_top_n_test"),
         "workers": cfg.workers,
     }

@@ -29,7 +29,7 @@ class Settings:
         rounds: `bench.rounds=`, of each side.
         units: `bench.units=`, steps or images in a round.
         images: `bench.images=`, made images in a round; for growth, the most.
-        profile: `bench.profile=`, whether to tell where the time goes.
+        profile: `bench.profile=`, whether to tell where the time goes, and of training the memory.
         plot: `bench.plot=`, the file that is drawn.
     """
 

@@ -135,9 +135,13 @@ class Rival:
             answer = self._pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
-            raise BrokenDownError(
-                "a process of the benchmark died without a word: killed, perhaps for want of memory? "
-                f"(exit code: {self._process.exitcode}) Smaller images or a smaller batch_size need less."
+            if self._process.exitcode == -signal.SIGKILL:
+                raise BrokenDownError(
+                    "a process of the benchmark was killed, perhaps for want of memory. "
+                    "Smaller images or a smaller batch_size need less."
+                ) from None
+            raise BenchmarkFailedError(
+                f"a process of the benchmark ended with {self._process.exitcode}; what it printed stands above."
             ) from None
         if isinstance(answer, BaseException):
             raise answer
@@ -170,6 +174,8 @@ def _serve(pipe: Connection, path: list[str], make: Callable[..., Contestant], a
                 pipe.send(peak_memory() if asked == "peak_memory" else getattr(contestant, asked)())
     except (UserError, BrokenDownError) as error:
         pipe.send(error)
+    except SystemExit:  # of the plain loop, at a loss that is not finite
+        pipe.send(BrokenDownError("the plain loop ended by itself; what it printed stands above."))
     except Exception:
         pipe.send(BenchmarkFailedError(traceback.format_exc()))
 

@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         help="key=value, group=choice, as of a run; bench=train (the default), predict, evaluate (COCO's numbers of made "
         "detections), masks (made into run lengths), start (to the first batch) or growth (what more images, objects, classes "
         "and processes cost); bench.rounds=5, bench.units=3 (of train, predict and growth: steps or images in a round), "
-        "bench.images=5000 (of evaluate, masks and growth: made images), bench.profile=true (where the time goes, by operation), "
-        "bench.plot=FILE (of growth: a picture of it)",
+        "bench.images=5000 (of evaluate, masks and growth: made images), bench.profile=true (where the time goes, by operation, "
+        "and of train what holds the memory), bench.plot=FILE (of growth: a picture of it)",
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object: ratio, ours, theirs, rounds, work and more"

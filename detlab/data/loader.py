@@ -88,8 +88,7 @@ class EvaluationSamples(Dataset[Any]):
 class EpochBatches:
     """The order of an epoch, a function of (seed, epoch): lists of (epoch, index), as many as make whole optimizer steps.
 
-    An iteration begins at `epoch` and `first_step`, and goes on with the first `ahead` steps after that epoch; its length is the
-    epoch's alone.
+    An iteration gives the `wanted` steps from `first_step` of `epoch` on, which are its length, and then the `ahead` next ones.
 
     The images of a step are the same for any number of processes: it is cut into micro-batches, which are dealt out in turn.
 
@@ -136,6 +135,7 @@ class EpochBatches:
         self.group_of = group_of
         self.epoch = 0
         self.first_step = 0
+        self.wanted = self.steps
         self.ahead = 0
         self._rank, self._size = distributed.rank(), distributed.size()
 
@@ -149,7 +149,7 @@ class EpochBatches:
         return kept if self.group_of is None else in_groups(kept, self.group_of, self.batch_size)
 
     def __len__(self) -> int:
-        return (self.steps - self.first_step) * self.accumulate
+        return self.wanted * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         wanted = len(self) + self.ahead * self.accumulate
@@ -197,9 +197,9 @@ def _begin_worker(_worker: int) -> None:
 class Loader:
     """Batches of a DataLoader, with a sample's mistake raised here as it was made there.
 
-    For training, `start(epoch, first_step)` says which batches the next iteration gives. Where the one before it was told that they
-    would be wanted, they have been loaded meanwhile. With the last of them the log says what the augmentation dropped in all
-    processes.
+    For training, `start(epoch, first_step)` says which batches the next iteration gives. Workers load its first ones during the
+    iteration before, where that one was started with `ahead`. With the last of them the log says what the augmentation dropped in
+    all processes.
 
     Args:
         samples: by the keys that `batches` gives.
@@ -232,10 +232,19 @@ class Loader:
         self._next: tuple[int, int] | None = None  # what it gives next: of which epoch, which micro-batch
         self._left = 0  # how many more it gives
 
-    def start(self, epoch: int, first_step: int, *, ahead: int = 0) -> None:
-        """Make the next iteration that of an epoch, from a step on; `ahead` steps of the epochs after it will be wanted too."""
-        assert isinstance(self.batches, EpochBatches)
-        self.batches.epoch, self.batches.first_step, self.batches.ahead = epoch, first_step, ahead
+    def start(self, epoch: int, first_step: int, *, steps: int | None = None, ahead: int = 0) -> None:
+        """Say what the next iteration gives.
+
+        Args:
+            epoch: of which epoch.
+            first_step: from which step of it on.
+            steps: so many; None for all that are left of it.
+            ahead: steps that will be wanted of the iterations after it, which go on where it ends.
+        """
+        batches = self.batches
+        assert isinstance(batches, EpochBatches)
+        batches.epoch, batches.first_step, batches.ahead = epoch, first_step, ahead
+        batches.wanted = batches.steps - first_step if steps is None else steps
 
     def close(self) -> None:
         """End the workers, which otherwise end with the last who remembers an iteration, an exception perhaps."""
@@ -257,10 +266,13 @@ class Loader:
             yield from self._loader
             return
         epoch, given, wanted = self.batches.epoch, self.batches.first_step * self.batches.accumulate, len(self.batches)
+        if not wanted:
+            return
         if self._going_on is None or self._next != (epoch, given) or self._left < wanted:
             self._going_on, self._left = iter(self._loader), wanted + self.batches.ahead * self.batches.accumulate
-        source, self._next = self._going_on, None  # until it is known what comes next
+        source = self._going_on
         for _ in range(wanted):
+            self._next = None  # after an error nothing goes on
             loaded = next(source)
             given += 1
             over = given == self.steps * self.batches.accumulate

@@ -144,9 +144,9 @@ def rcnn(
     # Nor these, since older ones lack them; they change no result.
     rpn_sampled_gradient: bool = True,
     rpn_batched: bool | None = None,
-    # A batch's padding was always this.
-    size_divisible: int = 32,
     masks_in_boxes: bool = True,
+    # Nor this: older ones padded to 32.
+    size_divisible: int = 32,
     box_score_thresh: float,
     box_nms_thresh: float,
     box_detections_per_img: int,

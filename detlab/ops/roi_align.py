@@ -251,19 +251,19 @@ def roi_align(
 # other work, should not choose differently by chance.
 _MARGIN = 2.0
 _ROUNDS = 12
-# On a CPU at most so many; on a GPU, which does few as fast as one, always so many.
-_MEASURED_REGIONS = {"cpu": 16, "cuda": 512}
+# On a CPU at most so many; on a GPU, which does few as fast as one, always so many. Powers of two.
+_MEASURED_REGIONS = {"cpu": 32, "cuda": 1024}
 # So many regions a cell are needed to defer: the weights are turned once more for it.
 _DEFER = 1.5
 _chosen: dict[tuple[Any, ...], str] = {}
 
 
 def fastest(features: Sequence[Tensor], regions: int, output_size: tuple[int, int], sampling_ratio: int) -> str:
-    """The method that takes the least time, forward and backward, for maps and regions like these on their device.
+    """The method that takes the least time, forward and backward, for maps like these on their device.
 
-    It is measured for each type, number of channels and, to a power of two, number of cells and (on a CPU) of regions, once in a
-    process; `sparse` where no other is clearly faster, and where torch was told to be deterministic: a time never comes out the
-    same twice.
+    It is measured for each type, number of channels and, to a power of two, number of cells, once in a process; on a CPU also for
+    each number of regions, to a power of two, up to 32, on a GPU for 1024 regions. `sparse` where no other is clearly faster, and
+    where torch was told to be deterministic: a time never comes out the same twice.
 
     Args:
         features: maps `[B, C, H, W]`, of which the largest is measured.
@@ -277,7 +277,7 @@ def fastest(features: Sequence[Tensor], regions: int, output_size: tuple[int, in
     _, channels, height, width = largest.shape
     kind = largest.device.type
     measured = _MEASURED_REGIONS[kind] if kind == "cuda" else min(regions, _MEASURED_REGIONS["cpu"])
-    sizes = ((height * width).bit_length(), measured.bit_length())
+    sizes = ((height * width).bit_length(), (measured - 1).bit_length())
     key = (kind, largest.dtype, channels, *sizes, output_size, sampling_ratio)
     if key not in _chosen:
         _chosen[key] = clearly_fastest(

@@ -45,7 +45,7 @@ def test_an_epoch_that_starts_later_gives_the_batches_that_were_left() -> None:
     later = batches(accumulate=2)
     whole = list(later)
     assert [len(batch) for batch in whole] == [2, 2, 2, 2]
-    later.first_step = 1
+    later.first_step = later.wanted = 1
     assert list(later) == whole[2:]
     assert len(later) == 2
 
@@ -120,6 +120,42 @@ def test_an_epoch_s_first_batch_is_loaded_while_the_one_before_it_is_looked_at()
     assert loader._loader._iterator is iterator
     assert iterator._send_idx == begun  # all of them had been asked for
     loader.close()
+
+
+def test_a_last_epoch_that_is_not_whole_goes_on_too_and_says_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = training_loader(
+        small(), Flip(p=0.5), batch_size=4, accumulate=1, shuffle=True, seed=3, workers=1, pin_memory=False
+    )
+    said = []
+    monkeypatch.setattr("detlab.data.loader._say_what_was_dropped", lambda _met, first_step: said.append(first_step))
+    loader.start(0, 0, ahead=1)
+    list(loader)
+    begun: Any = loader._going_on
+    loader.start(1, 0, steps=1)
+    assert len(list(loader)) == 1
+    assert loader._going_on is begun
+    assert begun._send_idx == 3  # two steps and one
+    assert said == [0, 0]
+    loader.close()
+
+
+def test_after_an_error_the_batches_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    loader = training_loader(
+        small(), Flip(p=0.5), batch_size=2, accumulate=1, shuffle=True, seed=3, workers=0, pin_memory=False
+    )
+    wanted = [[t["image_id"] for t in targets] for _, targets in loader]
+    loader.start(0, 0, ahead=4)
+    source = iter(loader)
+    next(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.TrainingSamples, "__getitem__", broken)
+        with pytest.raises(ZeroDivisionError):
+            next(source)
+    loader.start(0, 1, ahead=4)
+    assert [[t["image_id"] for t in targets] for _, targets in loader] == wanted[1:]
 
 
 def test_no_more_batches_are_loaded_than_were_asked_for() -> None:
