@@ -88,7 +88,8 @@ class EvaluationSamples(Dataset[Any]):
 class EpochBatches:
     """The order of an epoch, a function of (seed, epoch): lists of (epoch, index), as many as make whole optimizer steps.
 
-    An iteration gives the `wanted` steps from `first_step` of `epoch` on, which are its length, and then the `ahead` next ones.
+    An iteration gives the `wanted` steps from `first_step` of `epoch` on (None: all that are left of it), which are its length, and
+    then the `ahead` next ones.
 
     The images of a step are the same for any number of processes: it is cut into micro-batches, which are dealt out in turn.
 
@@ -135,7 +136,7 @@ class EpochBatches:
         self.group_of = group_of
         self.epoch = 0
         self.first_step = 0
-        self.wanted = self.steps
+        self.wanted: int | None = None
         self.ahead = 0
         self._rank, self._size = distributed.rank(), distributed.size()
 
@@ -149,7 +150,8 @@ class EpochBatches:
         return kept if self.group_of is None else in_groups(kept, self.group_of, self.batch_size)
 
     def __len__(self) -> int:
-        return self.wanted * self.accumulate
+        wanted = self.steps - self.first_step if self.wanted is None else self.wanted
+        return wanted * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         wanted = len(self) + self.ahead * self.accumulate
@@ -243,8 +245,7 @@ class Loader:
         """
         batches = self.batches
         assert isinstance(batches, EpochBatches)
-        batches.epoch, batches.first_step, batches.ahead = epoch, first_step, ahead
-        batches.wanted = batches.steps - first_step if steps is None else steps
+        batches.epoch, batches.first_step, batches.wanted, batches.ahead = epoch, first_step, steps, ahead
 
     def close(self) -> None:
         """End the workers, which otherwise end with the last who remembers an iteration, an exception perhaps."""
