@@ -27,7 +27,7 @@ from detlab.models.weights import settle
 from detlab.ops.timing import clock
 from detlab.profiling import activities, table
 from detlab.stopping import RunStopping
-from detlab.structures import Batch
+from detlab.structures import Batch, DetectionDataset
 
 # Batches whose statistics become those of norms that are frozen without weights to take them from.
 _CALIBRATION_BATCHES = 4
@@ -316,20 +316,20 @@ class TheirTraining(_Theirs, _Training):
         super().__init__(config, weights)
         self.units = units
         images = plain.TutorialDataset(self.data["train"], self.model.iou_types, train=True)  # type: ignore[arg-type]
-        order = _orders(self.cfg, len(images))
+        order = _orders(self.cfg, self.data["train"])
         self.source = plain.batches(images, order, self.cfg.workers)
-        sgd = self.cfg.optimizer
-        self.optimizer = plain.optimizer_of(self.model, sgd.lr, sgd.momentum, sgd.weight_decay)
+        node = {key: value for key, value in self.cfg.optimizer.items() if key not in ("groups", "fused")}
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = build(OmegaConf.create(node), group="optimizer", allow=self.cfg.allow, params=trained)
 
     def work(self) -> None:
         plain.train_steps(self.model, self.source, self.optimizer, self.device, self.units)
 
 
-def _orders(cfg: DictConfig, count: int) -> list[list[int]]:
+def _orders(cfg: DictConfig, data: DetectionDataset) -> list[list[int]]:
     """The images of the batches of the first epochs, as detlab's loader has them."""
-    batches = EpochBatches(
-        count, batch_size=cfg.batch_size, accumulate=1, seed=cfg.seed, shuffle=cfg.shuffle, group_of=None
-    )
+    batches = parts.training_batches(cfg, data, Device(torch.device("cpu"), "fp32")).batches
+    assert isinstance(batches, EpochBatches)
     found = []
     for epoch in range(100):
         batches.epoch = epoch

@@ -19,7 +19,7 @@ from detlab.benchmark.detections import MadeImages
 from detlab.benchmark.settings import Settings
 from detlab.benchmark.turns import Contestant, Rival, Side, Times, in_turns
 from detlab.engine import select_device
-from detlab.errors import BrokenDownError
+from detlab.errors import BrokenDownError, UserError
 from detlab.records import circumstances
 
 CONTESTANTS: dict[str, tuple[Callable[..., Contestant], Callable[..., Contestant]]] = {
@@ -30,6 +30,13 @@ CONTESTANTS: dict[str, tuple[Callable[..., Contestant], Callable[..., Contestant
 }
 # What the seconds are of.
 UNITS = {"train": "training step", "predict": "image", "evaluate": "round", "masks": "round", "start": "start"}
+# What the plain loop, the tutorial's, does not do otherwise.
+PLAIN: dict[str, Any] = {
+    "augmentation": {"_target_": "detlab.data.transforms.Flip", "p": 0.5},
+    "accumulate": 1,
+    "clip_grad_norm": None,
+    "optimizer.groups": None,
+}
 # How far two sides' numbers may lie apart: they may add in another order.
 TOLERANCE = 1e-6
 
@@ -52,6 +59,8 @@ def measured(cfg: DictConfig, overrides: Sequence[str], settings: Settings, *, q
         DifferentResultsError: the two sides do not agree.
         BenchmarkFailedError: a side failed.
     """
+    if settings.work in ("train", "start"):
+        _check_plain(cfg)
     device = select_device(cfg.device, cfg.precision)
     if settings.work == "growth":
         report = growth.measured(cfg, overrides, settings, quiet=quiet)
@@ -63,6 +72,26 @@ def measured(cfg: DictConfig, overrides: Sequence[str], settings: Settings, *, q
         "threads": torch.get_num_threads(),
         **circumstances(device),
     }
+
+
+def _check_plain(cfg: DictConfig) -> None:
+    """Refuse what the plain loop does not do, so that both sides do the same.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, only in PLAIN.items():
+        value = _plain(OmegaConf.select(cfg, key))
+        if value != only:
+            allowed = "flip" if key == "augmentation" else _as_typed(only)
+            said = _as_typed(value.get("_target_") if isinstance(value, dict) and "_target_" in value else value)
+            raise UserError(
+                f"{key}: {said} is not allowed; the plain loop knows {key}={allowed} alone, and both do the same."
+            )
+
+
+def _as_typed(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _in_turns(cfg: DictConfig, overrides: Sequence[str], settings: Settings, *, quiet: bool) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from detlab.structures import FIELD_OF, DetectionDataset, IouType
+from detlab.structures import FIELD_OF, DetectionDataset, IouType, Keypoints
 
 # What is detlab's own in a model's config, and torchvision's in its place.
 PLAIN_TARGETS = {
@@ -56,8 +57,8 @@ class TutorialDataset(Dataset[Any]):
     def __init__(self, dataset: DetectionDataset, iou_types: Sequence[IouType], *, train: bool) -> None:
         self.dataset = dataset
         self.fields = [FIELD_OF[iou_type] for iou_type in iou_types]
-        transforms: list[nn.Module] = [v2.RandomHorizontalFlip(0.5)] if train else []
-        self.transforms = v2.Compose([*transforms, v2.ToDtype(torch.float, scale=True), v2.ToPureTensor()])
+        flip = v2.RandomHorizontalFlip(0.5) if "keypoints" not in self.fields else FlipWithKeypoints(dataset.keypoints)
+        self.transforms = v2.Compose([*[flip] * train, v2.ToDtype(torch.float, scale=True), v2.ToPureTensor()])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -69,7 +70,31 @@ class TutorialDataset(Dataset[Any]):
         target["boxes"] = tv_tensors.BoundingBoxes(sample["boxes"], format="XYXY", canvas_size=size)  # pyright: ignore
         if "masks" in self.fields and "masks" in sample:
             target["masks"] = tv_tensors.Mask(sample["masks"])
+        if "keypoints" in self.fields and "keypoints" in sample:
+            target["keypoints"] = sample["keypoints"]
         return self.transforms(tv_tensors.Image(image), target)
+
+
+class FlipWithKeypoints(nn.Module):
+    """The references' `RandomHorizontalFlip`: of two images it mirrors one, and points of left and right change places."""
+
+    def __init__(self, keypoints: Keypoints | None) -> None:
+        super().__init__()
+        assert keypoints is not None
+        self.mirrored = list(keypoints.mirrored)
+
+    def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The image and its target, or both mirrored."""
+        if torch.rand(1) >= 0.5:
+            return image, target
+        target = {
+            key: functional.horizontal_flip(value) if isinstance(value, tv_tensors.TVTensor) else value
+            for key, value in target.items()
+        }
+        points = target["keypoints"][:, self.mirrored]
+        points[..., 0] = image.shape[-1] - points[..., 0]
+        points[points[..., 2] == 0] = 0
+        return functional.horizontal_flip(image), {**target, "keypoints": points}
 
 
 def collate_fn(batch: Sequence[Any]) -> Any:
@@ -82,12 +107,6 @@ def batches(dataset: Dataset[Any], order: Sequence[list[int]], workers: int) -> 
     loader = DataLoader(dataset, batch_sampler=order, num_workers=workers, collate_fn=collate_fn)
     while True:
         yield from loader
-
-
-def optimizer_of(model: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The tutorial's SGD."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def train_steps(model: nn.Module, source: Iterator[Any], optimizer: Any, device: torch.device, steps: int) -> float:

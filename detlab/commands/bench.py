@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
     report = measured(cfg, overrides, settings, quiet=arguments.json)
     if arguments.json:
-        print(json.dumps({key: value for key, value in report.items() if key != "profiles"}))
+        print(json.dumps(report))
     else:
         print("\n".join(lines(report)))
     return 0

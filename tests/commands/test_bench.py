@@ -17,13 +17,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torchvision import tv_tensors
 
 from detlab.benchmark import chart, plain_first_batch, start
 from detlab.benchmark.contestants import OurTraining, TheirTraining, saved_for_backward, write_weights
 from detlab.benchmark.detections import Density, MadeImages
 from detlab.benchmark.growth import exponent
 from detlab.benchmark.measure import DifferentResultsError, check_same
-from detlab.benchmark.plain import plain_model
+from detlab.benchmark.plain import FlipWithKeypoints, plain_model
 from detlab.benchmark.scoring import OurMasks, OurScoring, Stopwatch, TheirMasks, TheirScoring, scored_types
 from detlab.benchmark.settings import Settings, settings_of
 from detlab.benchmark.turns import BenchmarkFailedError, Rival, Times, in_turns
@@ -31,6 +32,7 @@ from detlab.commands.bench import DEFAULTS, main
 from detlab.config import register
 from detlab.errors import BrokenDownError, UserError
 from detlab.preflight import compose_run
+from detlab.structures import Keypoints
 
 SMALL = [
     "model=mobilenet", "model.backbone.name=mobilenet_v3_small", "model.enlarge_to=null", "model.box_batch_size_per_image=8",
@@ -255,6 +257,77 @@ def test_what_is_kept_for_a_backward_pass_is_counted_once_and_without_the_weight
         assert saved.now == 0
         model(inputs[:5].clone()).sum().backward()
     assert saved.most == (10 * 50 + 10 * 50 + 10 * 100) * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=keypointrcnn_mobilenet", "model.backbone.name=mobilenet_v3_small", *SMALL[2:]],
+        [*SMALL, "optimizer=adamw", "optimizer.lr=0.0001"],
+        [*SMALL, "aspect_ratio_groups=1"],
+    ],
+    ids=["keypoints", "adamw", "groups"],
+)
+def test_both_train_the_same_whatever_the_model_optimizer_and_order(tmp_path: Path, overrides: list[str]) -> None:
+    register()
+    cfg = compose_run([*DEFAULTS, *overrides])
+    write_weights(cfg, tmp_path / "weights.pt")
+    sides: list[Any] = [
+        side(OmegaConf.to_yaml(cfg), tmp_path / "weights.pt", 1) for side in (OurTraining, TheirTraining)
+    ]
+    assert type(sides[0].optimizer) is type(sides[1].optimizer)
+    seen: list[list[float]] = [[], []]
+    for which, side in enumerate(sides):
+        side.model.register_forward_pre_hook(  # a mirrored image has the mean of its twin
+            lambda _model, inputs, which=which: seen[which].extend(float(image.double().mean()) for image in inputs[0])
+        )
+        for _ in range(6):  # more than an epoch
+            side.work()
+        side.close()
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+    assert len(seen[0]) == 12
+    assert len(set(seen[0])) > 6
+
+
+def test_the_plain_mirror_of_keypoints_is_torchvisions_reference() -> None:
+    points = torch.tensor([[[3.0, 4.0, 2.0], [7.0, 5.0, 1.0], [0.0, 0.0, 0.0]]])
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([[2.0, 3.0, 8.0, 6.0]]), format="XYXY", canvas_size=(10, 20))  # pyright: ignore
+    target = {"labels": torch.tensor([1]), "boxes": boxes, "keypoints": points}
+    image = torch.arange(600).view(3, 10, 20)
+    mirror = FlipWithKeypoints(Keypoints(("left", "right", "nose"), ((0, 1),), (0.1, 0.1, 0.1)))
+    images = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        found, mirrored = mirror(image, target)
+        images.add(int(found[0, 0, 0]))
+        if int(found[0, 0, 0]):
+            assert torch.equal(found, image.flip(-1))
+            assert mirrored["boxes"].tolist() == [[12, 3, 18, 6]]
+            assert mirrored["labels"].tolist() == [1]
+            assert mirrored["keypoints"].tolist() == [[[13, 5, 1], [17, 4, 2], [0, 0, 0]]]
+        else:
+            assert torch.equal(mirrored["keypoints"], points)
+    assert images == {0, 19}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("augmentation=crop", "augmentation: .* is not allowed; the plain loop knows augmentation=flip alone"),
+        ("augmentation=none", "augmentation: .* is not allowed; the plain loop knows augmentation=flip alone"),
+        ("accumulate=2", "accumulate: 2 is not allowed; the plain loop knows accumulate=1 alone"),
+        ("clip_grad_norm=1", "clip_grad_norm: .* is not allowed; the plain loop knows clip_grad_norm=null alone"),
+        (
+            "optimizer.groups={norms: {weight_decay: 0}}",
+            "optimizer.groups: .* the plain loop knows optimizer.groups=null alone",
+        ),
+    ],
+)
+def test_what_the_plain_loop_does_not_do_is_refused(override: str, said: str) -> None:
+    for work in ("train", "start"):
+        with pytest.raises(UserError, match="^" + said):
+            main([f"bench={work}", *SMALL, override])
 
 
 @pytest.mark.slow
@@ -494,15 +567,16 @@ def test_a_chart_shows_every_point_of_every_curve() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", ["predict"])
+@pytest.mark.parametrize("work", ["train", "predict"])
 def test_one_object_with_what_was_measured(work: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([f"bench={work}", "bench.rounds=2", "bench.units=2", *SMALL, "--json"]) == 0
+    assert main([f"bench={work}", "bench.rounds=2", "bench.units=2", "bench.profile=true", *SMALL, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ratio"] == pytest.approx(report["theirs"] / report["ours"])
     assert len(report["all"]["ours"]) == report["rounds"] == 2
     assert report["work"]["bench"] == work
     assert report["precision"] == "fp32"
     assert min(report["memory"].values()) > 2**26
+    assert [("conv" in profile) for profile in report["profiles"]] == [True, True]
 
 
 @pytest.mark.parametrize(
