@@ -116,6 +116,7 @@ class RunConfig:
     timeout: float = MISSING
     # OmegaConf knows no Literal, and its enums would not compare equal to their names.
     precision: str = field(default=MISSING, metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
+    channels_last: bool | None = MISSING
     keep_freed_memory: bool = MISSING
     clip_grad_norm: float | None = MISSING
     ema: float | None = MISSING

@@ -78,10 +78,12 @@ class Device:
     Args:
         name: torch's device.
         precision: `fp32`, or `bf16` or `fp16` for autocast.
+        channels_last: whether the channels of a map lie together in memory; None for with autocast, where it suits the model.
     """
 
     name: torch.device
     precision: str
+    channels_last: bool | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model runs."""
@@ -94,8 +96,11 @@ class Device:
         return GradScaler(self.name.type, enabled=self.precision == "fp16")
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device; with autocast its convolutions in the memory order that suits them."""
-        if self.precision == "fp32" or not suits_channels_last(model, self.name.type):
+        """The model on the device, its convolutions in the memory order that is asked for."""
+        wanted = self.channels_last
+        if wanted is None:
+            wanted = self.precision != "fp32" and suits_channels_last(model, self.name.type)
+        if not wanted:
             return model.to(self.name)
         return model.to(self.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -122,8 +127,17 @@ def suits_channels_last(model: nn.Module, kind: str) -> bool:
     )
 
 
-def select_device(name: str, precision: str) -> Device:
-    """The device of that name; `auto` is a GPU where there is one; of several processes each has its own."""
+def select_device(name: str, precision: str, channels_last: bool | None = None) -> Device:
+    """The device of that name; `auto` is a GPU where there is one; of several processes each has its own.
+
+    Args:
+        name: `auto`, or torch's.
+        precision: `fp32`, `bf16`, `fp16`; `auto` for bf16 where it was measured to be faster.
+        channels_last: see `Device`.
+
+    Raises:
+        UserError: more processes than GPUs.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and distributed.size() > 1:
@@ -138,7 +152,7 @@ def select_device(name: str, precision: str) -> Device:
         precision = distributed.from_first(lambda: "bf16" if bf16_ratio(device) >= _NATIVE_RATIO else "fp32")
     elif precision != "fp32" and name == "cpu" and bf16_ratio(device) < 1:
         log.warning("this processor has no arithmetic for it: precision=%s will be slower than fp32 here", precision)
-    return Device(device, precision)
+    return Device(device, precision, channels_last)
 
 
 @functools.cache

@@ -30,7 +30,7 @@ LENGTH = ("epochs", "max_steps")
 # What runs did whose configurations are from before there was the key.
 BEFORE = {
     "model.rpn_sampled_gradient": True, "model.rpn_batched": None, "model.masks_in_boxes": True, "model.size_divisible": 32,
-    "model.backbone.fold_norms": True, "model.keypoint_roi_pool": None, "model.keypoint_layers": None,
+    "channels_last": None, "model.backbone.fold_norms": True, "model.keypoint_roi_pool": None, "model.keypoint_layers": None,
 }  # fmt: skip
 
 Changes = dict[str, tuple[Any, Any]]

@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     distributed.wait_at_most(cfg.timeout)
     keep_freed_memory(cfg.keep_freed_memory)
-    device = select_device(cfg.device, cfg.precision)
+    device = select_device(cfg.device, cfg.precision, cfg.channels_last)
     only_deterministic(cfg.deterministic)
     seed_all(cfg.seed)
 

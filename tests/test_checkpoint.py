@@ -26,6 +26,7 @@ from detlab import resumption, storage
 from detlab.checkpoint import Checkpoints, Origin, Position, TrainingState, read, resumed_from
 from detlab.data.fingerprint import fingerprint
 from detlab.data.pennfudan import pennfudan as pennfudan_data
+from detlab.engine import select_device
 from detlab.errors import UserError
 from detlab.models.backbones import backbone
 from detlab.models.detectors import rcnn
@@ -137,7 +138,8 @@ def test_a_run_of_before_there_was_a_key_goes_on_where_the_key_says_what_it_did(
 
 
 def test_what_was_done_before_there_was_a_key_is_the_default_of_what_is_built() -> None:
-    defaults = {"model": inspect.signature(rcnn).parameters, "model.backbone": inspect.signature(backbone).parameters}
+    signatures = {"": select_device, "model": rcnn, "model.backbone": backbone}
+    defaults = {node: inspect.signature(made).parameters for node, made in signatures.items()}
     for key, value in resumption.BEFORE.items():
         node, _, name = key.rpartition(".")
         assert defaults[node][name].default == value

@@ -263,6 +263,24 @@ def test_a_gpu_is_given_no_depthwise_convolution_channels_last(kind: str, groups
     assert suits_channels_last(model, kind) == suits
 
 
+@pytest.mark.parametrize(
+    ("precision", "asked", "expected"),
+    [("fp32", None, False), ("fp32", True, True), ("bf16", None, True), ("bf16", False, False)],
+)
+def test_the_order_in_memory_is_the_precisions_or_as_asked_and_changes_no_result(
+    precision: str, asked: bool | None, expected: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    images = torch.rand(2, 3, 20, 20)
+    plain = model(images)
+    device = select_device("cpu", precision, asked)
+    placed = device.place(model)
+    assert placed[2].weight.is_contiguous(memory_format=torch.channels_last) == expected  # type: ignore[index, union-attr]
+    found = placed(images)  # both orders in the same arithmetic: without autocast
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_the_probe_measures_this_machine_and_draws_nothing() -> None:
     bf16_ratio.cache_clear()
     state = torch.get_rng_state()

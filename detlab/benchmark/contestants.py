@@ -229,7 +229,7 @@ class _Ours(_Timed):
     def __init__(self, config: str, weights: Path) -> None:
         self.cfg = begin(config)
         keep_freed_memory(self.cfg.keep_freed_memory)
-        self.device = select_device(self.cfg.device, self.cfg.precision)
+        self.device = select_device(self.cfg.device, self.cfg.precision, self.cfg.channels_last)
         self.data = parts.data_sets(self.cfg)
         self.before = 0 if self.device.name.type == "cuda" else host_memory("VmRSS")
         self.model = _placed(self.cfg, self.cfg.model, self.data["train"], weights)

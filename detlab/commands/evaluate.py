@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     cfg = compose_again(state["overrides"], arguments.overrides, taken=TAKEN, source=str(path))
     check(cfg)
     keep_freed_memory(cfg.keep_freed_memory)
-    device = engine.select_device(cfg.device, cfg.precision)
+    device = engine.select_device(cfg.device, cfg.precision, cfg.get("channels_last"))
     dataset = build(cfg.dataset, group="dataset", allow=cfg.allow, part=arguments.part)
     if not len(dataset):
         raise UserError(f"--part: the part {arguments.part!r} of the data set has no images.")
