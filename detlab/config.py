@@ -130,6 +130,7 @@ class RunConfig:
     stop_at: float | None = MISSING
     objective: str = MISSING
     checkpoint: Any = MISSING  # every_minutes
+    operating_precision: float | None = MISSING
     on_nonfinite: str = field(default=MISSING, metadata={"choices": ("stop", "skip")})
     max_skipped: int = MISSING
     deterministic: bool = MISSING
@@ -333,6 +334,7 @@ RULES: dict[str, Rule] = {
     "profile": _at_least(1),
     "patience": _at_least(1),
     "stop_at": _fraction(),
+    "operating_precision": _fraction(),
     "image_size.min": _at_least(1),
     "image_size.max": _at_least(1),
     "precision": _one_of(CHOICES["precision"]),

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from detlab.config import CONF, processes_announced, register
 from detlab.errors import BrokenDownError, UserError
 from detlab.signals import Interrupted, leaving_at_once
-from detlab.sweeps import FAILED, Outcome, note_failure, outcome_of, stamps
+from detlab.sweeps import FAILED, Outcome, brief, note_failure, outcome_of, stamps
 from detlab.untrusted import printable
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ class Jobs:
             if writes:
                 note_failure(folder, error, list(hydra_config.overrides.task), status_of(error))
             if hydra_config.mode == RunMode.MULTIRUN:
-                log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
+                in_words = isinstance(error, UserError | BrokenDownError)
+                log.error("%s", error if in_words else traceback.format_exc())
                 raise _that_can_be_sent(error) from error
             # Not raised in a single run: Hydra would print a line of its own before ours.
             self._failure = error
@@ -128,7 +129,7 @@ class Jobs:
         done = [printable(f"{o.folder.name}  {o.best}") for o in outcomes if o.state == "done"]
         print("jobs done:", *done or ["none"], sep="\n  ")
         if undone:
-            said = [printable(f"{o.folder.name}: {o.why if o.state == 'failed' else o.state}") for o in undone]
+            said = [printable(f"{o.folder.name}: {brief(o.why) if o.why else o.state}") for o in undone]
             print("detlab: failed jobs, the others are done:", *said, sep="\n  ", file=sys.stderr)
             print(f"repeat these alone: detlab rerun {SweepStart.folder} --failed", file=sys.stderr)
 

@@ -422,6 +422,24 @@ if installed(EXTRAS["hydra_plugins.detlab.SubmititLocal"][0]):
     class SubmititSlurm(_Requeued, SlurmLauncher):
         """Submitit's jobs of SLURM."""
 
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            """Put jobs into the queue and wait for them.
+
+            Raises:
+                BrokenDownError: the queue takes none.
+            """
+            from submitit.core.utils import FailedJobError
+
+            try:
+                return super().launch(job_overrides, initial_job_idx)
+            except FailedJobError as error:
+                if not isinstance(error.__cause__, subprocess.CalledProcessError):
+                    raise
+                said = " ".join(str(error.__cause__.stderr or error).split())
+                raise BrokenDownError(
+                    f"SLURM took no job: {said}\nIs it up (sinfo), and do partition and limits fit?"
+                ) from None
+
     PLUGINS |= {
         "hydra_plugins.detlab.SubmititLocal": SubmititLocal,
         "hydra_plugins.detlab.SubmititSlurm": SubmititSlurm,

@@ -146,6 +146,7 @@ img { max-width: 100%; height: auto; border: 1px solid var(--faint); box-sizing:
 small { font-size: 85%; opacity: .8; }
 .verdict { font-weight: 600; }
 .scroll { overflow-x: auto; max-width: 100%; }
+@media (max-width: 600px) { .strip img { max-width: none; min-width: 900px; } }
 table { border-collapse: collapse; }
 th, td { padding: 3px 10px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--faint);
  font-variant-numeric: tabular-nums; overflow-wrap: break-word; max-width: 30em; }
@@ -182,6 +183,7 @@ footer { margin-top: 2em; font-size: 13px; }
  table { font-size: 90%; } th, td { padding: 3px 5px; } }
 @media print { :root { --ink: #000; --paper: #fff; --faint: #bbb; --soft: #eee; }
  body { max-width: none; margin: 0; } .scroll { overflow: visible; } button[data-copies] { display: none; }
+ .strip img { min-width: 0; max-width: 100%; }
  h2, h3 { break-after: avoid; } tr { break-inside: avoid; } .pictures img:not(:only-child) { max-width: calc(50% - 3px); }
  table { font-size: 8pt; } th, td { padding: 2px 4px; white-space: normal; overflow-wrap: anywhere; }
  .wide figure { min-width: 0; } }

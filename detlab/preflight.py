@@ -32,6 +32,7 @@ from yaml import YAMLError
 from detlab.config import (
     CONF,
     PREFIXES,
+    Rule,
     RunConfig,
     claim_run_folder,
     did_you_mean,
@@ -53,6 +54,20 @@ AUTO = "auto"
 # More combinations of swept group choices, and more values of one sweep, than these are not looked at one by one.
 MAX_COMBINATIONS = 64
 MAX_SWEPT_VALUES = 1000
+
+_COUNT: Rule = ("a whole number from 1", lambda value: isinstance(value, int) and value >= 1)
+# Of our sweepers and launchers, by their _target_.
+PLUGIN_RULES: dict[str, dict[str, Rule]] = {
+    "hydra_plugins.detlab.Optuna": {
+        "direction": ("maximize, minimize", lambda value: value in ("maximize", "minimize")),
+        "n_trials": _COUNT,
+        "n_jobs": _COUNT,
+        "n_startup_trials": ("a whole number from 0", lambda value: isinstance(value, int) and value >= 0),
+    },
+    "hydra_plugins.detlab.Joblib": {
+        "n_jobs": ("auto, -1, a whole number from 1", lambda value: value in ("auto", -1) or _COUNT[1](value)),
+    },
+}
 
 # In the defaults list, but with nothing chosen and perhaps nothing offered.
 OPTIONAL_GROUPS = ("experiment", "sweep", "debug")
@@ -345,6 +360,14 @@ def _values(override: Override) -> list[Any]:
     return [Override._convert_value(element) for element in swept]
 
 
+def _empty_sweep(override: Override, allowed: str = "") -> list[str]:
+    """A sweep without a value, such as `glob(x*)` that fits no choice: Hydra would start no job at all."""
+    if not override.is_sweep_override() or _values(override):
+        return []
+    text = str(override.input_line).partition("=")[2]
+    return [f"{override.key_or_group}: {text} gives no value{allowed}."]
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
@@ -445,7 +468,7 @@ class _Offer:
         if override.is_add() and group in (*PREFIXES, *OPTIONAL_GROUPS):
             return [f"+{group}: the group is there already; drop the +."]
         offered = self.repository.get_group_options(group)
-        faults = []
+        faults = _empty_sweep(override, f"; allowed: {', '.join(offered) or 'none yet'}")
         for value in _values(override):
             for choice in value if isinstance(value, list) else [value]:
                 if choice is None:
@@ -481,6 +504,7 @@ def _faults(flags: argparse.Namespace, texts: Sequence[str], claim: bool) -> lis
             composed = cfg if choices is combinations[0] else offer.compose(choices)
             found[" ".join(choices)] = _composed_faults(composed, values, missing=flags.cfg is None)
         faults += _by_combination(found)
+        faults += _plugin_value_faults(cfg) if multirun else []
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         return [*faults, _composition_fault(error)]
     if claim and not faults:
@@ -569,6 +593,18 @@ def _plugin_faults(cfg: DictConfig, overrides: Sequence[Override]) -> list[str]:
     return faults
 
 
+def _plugin_value_faults(cfg: DictConfig) -> list[str]:
+    """Values of our sweepers and launchers that these would stumble over."""
+    faults = []
+    for part in ("sweeper", "launcher"):
+        node = OmegaConf.select(cfg, f"hydra.{part}")
+        rules = PLUGIN_RULES.get(OmegaConf.select(cfg, f"hydra.{part}._target_"), {})
+        for key, (allowed, fits) in rules.items():
+            if not fits(value := OmegaConf.select(node, key)):
+                faults.append(f"hydra.{part}.{key}: {value!r} is not allowed; allowed: {allowed}.")
+    return faults
+
+
 def overrides_parser() -> OverridesParser:
     """A parser that knows the groups on offer, for `glob(*)`. `register()` must have run."""
     return _Offer(get_args_parser().parse_args([])).parser
@@ -591,7 +627,7 @@ def _override_faults(cfg: DictConfig, override: Override) -> list[str]:
     if override.is_hydra_override():
         return _applied(cfg, override)
     known = _known(cfg)
-    faults = _key_faults(override, known)
+    faults = _key_faults(override, known) + _empty_sweep(override)
     if key in known and not faults and not override.is_delete() and not override.is_add():
         leaves = [leaf for value in _values(override) for leaf in _leaves(key, value, known)]
         for leaf, value in leaves:

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 # Keys that change no number of a run, at most when it ends.
 HARMLESS = (
-    "name", "tags", "workers", "timeout", "log_every", "histograms", "profile", "max_minutes", "max_skipped", "patience", "stop_at",
-    "checkpoint", "resume", "resume_anyway", "allow", "dataset.cache", "keep_freed_memory",
+    "name", "tags", "workers", "timeout", "log_every", "histograms", "operating_precision", "profile", "max_minutes",
+    "max_skipped", "patience", "stop_at", "checkpoint", "resume", "resume_anyway", "allow", "dataset.cache", "keep_freed_memory",
 )  # fmt: skip
 # Keys that say where something lies. A state has the weights, and which data it goes on with tells their fingerprint.
 PLACES = (

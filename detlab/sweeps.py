@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def note_failure(folder: Path, error: Exception, overrides: list[str], status: i
         beside = folder / f".{FAILED}.{os.getpid()}.tmp"
         beside.write_text(json.dumps({"why": said, "overrides": overrides, "status": status}, indent=1) + "\n", "utf-8")
         beside.replace(folder / FAILED)
+
+
+def brief(why: str) -> str:
+    """A failure's reason in part of a line; the whole of it is in the job's folder."""
+    return textwrap.shorten(why, 200, placeholder=" ...")
 
 
 def outcome_of(folder: Path) -> Outcome:

@@ -118,7 +118,8 @@ class Validation:
             return None
         iou_type, keypoints = self.cfg.objective.partition("/")[0], self.dataset.keypoints
         sigmas = keypoints.sigmas if keypoints is not None else None
-        return record_of(self.dataset.ground_truth(), results, iou_type, self.dataset.class_map, sigmas=sigmas)
+        truth, wanted = self.dataset.ground_truth(), self.cfg.operating_precision
+        return record_of(truth, results, iou_type, self.dataset.class_map, sigmas=sigmas, precision=wanted)
 
     def _curves(self) -> dict[str, Any]:
         """What precision-recall curves are drawn from, by type; where everything was gathered, by an evaluator that can tell."""

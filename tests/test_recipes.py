@@ -79,8 +79,27 @@ def test_the_tutorials_recipe_is_the_tutorials(composed: Composed) -> None:
 @pytest.mark.timeout(1500)  # four minutes with two threads, more with one of a machine that has other work
 def test_the_quick_recipe_gives_what_it_promises(detlab: Callable[..., int], tmp_path: Path) -> None:
     assert detlab("experiment=synthetic_quick", "eval_every=2", "hydra.run.dir=run") == 0
-    best = max(line["val/bbox/AP50"] for line in lines_of(tmp_path / "run") if "val/bbox/AP50" in line)
-    assert best >= 0.65  # 0.828 in the logbook; another CPU rounds otherwise
+    last = [line for line in lines_of(tmp_path / "run") if "val/bbox/AP50" in line][-1]
+    # 0.828 and 0.849 in the logbook; another CPU rounds otherwise.
+    assert last["val/bbox/AP50"] >= 0.7
+    assert last["val/segm/AP50"] >= 0.7
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("synthetic", {"val/bbox/AP50": 0.7, "val/segm/AP50": 0.6}),
+        ("synthetic_keypoints", {"val/bbox/AP50": 0.9, "val/keypoints/AP50": 0.6}),
+    ],
+)
+def test_the_longer_recipes_give_what_they_promise(
+    detlab: Callable[..., int], tmp_path: Path, name: str, least: dict[str, float]
+) -> None:
+    assert detlab(f"experiment={name}", "hydra.run.dir=run") == 0
+    last = [line for line in lines_of(tmp_path / "run") if "val/bbox/AP50" in line][-1]
+    assert all(last[key] >= value for key, value in least.items()), last
 
 
 @pytest.mark.slow

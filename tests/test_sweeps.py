@@ -19,7 +19,7 @@ from detlab.config import register
 from detlab.errors import UserError
 from detlab.launchers import in_grace, jobs_at_a_time, shares, take_gpu
 from detlab.preflight import overrides_parser, preflight
-from detlab.sweeps import FAILED, jobs_of, note_failure, outcome_of
+from detlab.sweeps import FAILED, brief, jobs_of, note_failure, outcome_of
 
 # `detlab train` and `detlab rerun` with a job that ends at once as its rate says, and leaves the records of one that trained.
 TASK = """
@@ -258,6 +258,48 @@ def test_what_is_not_installed_is_said_in_two_lines(monkeypatch: pytest.MonkeyPa
         assert str(error.value) == (
             f"hydra/{part}: needs a package that is not installed.\nInstall it: pip install 'detlab[{extra}]'"
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["model=glob(zzz*)"], r"model: glob\(zzz\*\) gives no value; allowed: .*maskrcnn"),
+        (["experiment=glob(none*)"], r"experiment: glob\(none\*\) gives no value; allowed: .*pennfudan"),
+        (["seed=range(3,0)"], r"seed: range\(3,0\) gives no value\."),
+        (
+            ["seed=1,2", "hydra/sweeper=optuna", "hydra.sweeper.direction=up"],
+            r"hydra\.sweeper\.direction: 'up' is not allowed; allowed: maximize, minimize\.",
+        ),
+        (
+            ["seed=1,2", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=0"],
+            r"hydra\.sweeper\.n_trials: 0 is not allowed",
+        ),
+        (
+            ["seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
+            r"hydra\.launcher\.n_jobs: 0 is not allowed",
+        ),
+        (
+            ["seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=two"],
+            r"hydra\.launcher\.n_jobs: 'two' is not allowed; allowed: auto, -1, a whole number from 1\.",
+        ),
+    ],
+)
+def test_a_sweep_of_nothing_and_a_plugins_wrong_value_are_told_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("detlab.preflight.installed", lambda _: True)
+    register()
+    with pytest.raises(UserError, match=f"^{said}") as refused:
+        preflight(["-m", *given])
+    assert len(str(refused.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_reason_is_told_in_part() -> None:
+    assert brief("short\nenough") == "short enough"
+    assert brief("word " * 100).endswith(" ...")
+    assert len(brief("word " * 100)) <= 200
 
 
 def test_an_interval_is_checked_at_its_ends_and_needs_a_sweeper_that_draws(

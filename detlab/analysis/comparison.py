@@ -118,10 +118,11 @@ def as_plain(comparisons: Mapping[IouType, Compared]) -> dict[str, Any]:
     """All numbers as JSON has them; null for what is not measured."""
     numbers = {name: pair for c in comparisons.values() for name, pair in c.numbers.items()}
     intervals = {name: found for c in comparisons.values() for name, found in c.intervals.items()}
+    seeds_alone = any(c.seeds_alone for c in comparisons.values())
     return {
         "verdicts": [said for c in comparisons.values() for said in c.verdicts],
         "caveat": CAVEAT,
-        "seeds_alone": any(c.seeds_alone for c in comparisons.values()),
+        "seeds_alone": seeds_alone,
         "metrics": {
             name: {"a": _finite(a), "b": _finite(b), "difference": _finite(b - a)} for name, (a, b) in numbers.items()
         },
@@ -130,7 +131,7 @@ def as_plain(comparisons: Mapping[IouType, Compared]) -> dict[str, Any]:
                 "difference": found.difference,
                 "low": _finite(found.low),
                 "high": _finite(found.high),
-                "told_apart": found.told_apart,
+                "told_apart": found.told_apart and not seeds_alone,
                 "images": found.images,
                 "images_needed": found.images_needed,
                 "resamples": len(found.resampled),

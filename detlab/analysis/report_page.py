@@ -39,7 +39,10 @@ def _best(report: Report, pictures: Mapping[str, str]) -> str:
         return "<p>No run has been evaluated yet.</p>"
     value, run = report.ranked()[0]
     command = shlex.join(["python", "-m", "detlab.run", *run.overrides])
-    drawn = "".join(f'<img src="{url}" alt="{text(said)}"><p>{text(said)}</p>' for said, url in pictures.items())
+    drawn = "".join(
+        f'<div class="scroll strip" tabindex="0"><img src="{url}" alt="{text(said)}"></div><p>{text(said)}</p>'
+        for said, url in pictures.items()
+    )
     state = "" if run.state == "done" else f", which is {run.state}"
     return (
         f"<h2>Best run</h2><p><b>{text(run.name)}</b>{state}: {text(report.metric or '')} {number(value)}. "

@@ -82,8 +82,9 @@ def record_of(
     class_map: ClassMap,
     *,
     sigmas: Sequence[float] | None,
+    precision: float | None = None,
 ) -> dict[str, Any]:
-    """The thresholds of best F1 as a checkpoint holds them: lists of plain numbers in the order of the labels 1..K.
+    """The thresholds as a checkpoint holds them: lists of plain numbers in the order of the labels 1..K.
 
     Args:
         ground_truth: COCO dict of the validation part.
@@ -91,15 +92,16 @@ def record_of(
         iou_type: by which a detection is right.
         class_map: the model's classes.
         sigmas: one standard deviation per keypoint, for keypoints.
+        precision: see `operating_thresholds`.
 
     Returns:
-        `iou_type`, `by` ("f1"), and `thresholds`, `precision`, `recall`, `f1` by class; None where nothing was found.
+        `iou_type`, `by` ("f1" or "precision 0.9"); by class `thresholds`, `precision`, `recall`, `f1`, None where there is none.
     """
     judged = Judged.of(ground_truth, results, iou_type, sigmas=sigmas)
-    found = by_label(operating_thresholds(judged), judged, class_map)
+    found = by_label(operating_thresholds(judged, precision=precision), judged, class_map)
     return {
         "iou_type": iou_type,
-        "by": "f1",
+        "by": "f1" if precision is None else f"precision {precision:g}",
         "thresholds": [one.threshold for one in found],
         "precision": [one.precision for one in found],
         "recall": [one.recall for one in found],

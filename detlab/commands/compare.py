@@ -35,6 +35,7 @@ class _Inputs:
     runs: tuple[FinishedRun, FinishedRun] | None = None
     config: dict[str, tuple[Any, Any]] | None = None
     facts: list[tuple[str, Any, Any]] = field(default_factory=list)
+    seeds_alone: bool = False  # of all keys that change a result the seed alone differs
 
 
 def main(argv: list[str]) -> int:
@@ -165,16 +166,18 @@ def _of_runs(arguments: argparse.Namespace) -> _Inputs:
         raise UserError("--sigmas: belongs to --ground-truth; a run's data set has its own.")
     a, b = FinishedRun.read(arguments.a), FinishedRun.read(arguments.b)
     dataset, (truth, other) = ground_truths((a, b), arguments.overrides)
-    from detlab.resumption import changes, plain
+    from detlab.resumption import HARMLESS, changes, plain
 
+    configs = plain(a.config), plain(b.config)
     return _Inputs(
         (a.results, b.results),
         (truth, other),
         dataset.keypoints.sigmas if dataset.keypoints is not None else None,
         dataset,
         (a, b),
-        changes(plain(a.config), plain(b.config), passed_over=()),
+        changes(*configs, passed_over=()),
         _facts(a, b),
+        set(changes(*configs, passed_over=HARMLESS)) == {"seed"},
     )
 
 
@@ -218,7 +221,7 @@ def _compared(inputs: _Inputs, arguments: argparse.Namespace) -> dict[IouType, C
             resamples=arguments.resamples,
             seed=arguments.seed,
             threshold=arguments.threshold,
-            seeds_alone=inputs.config is not None and set(inputs.config) == {"seed"},
+            seeds_alone=inputs.seeds_alone,
         )
     return found
 

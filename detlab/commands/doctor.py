@@ -93,21 +93,25 @@ def examine() -> Iterator[Finding]:
 
 
 def packages() -> Finding:
-    """The versions that are installed against those that detlab's own metadata asks for."""
+    """The versions that are installed against those that detlab's own metadata asks for; of the extras what is there."""
     from packaging.requirements import Requirement
 
     wrong, fine = [], [f"Python {platform.python_version()}"]
+    extras = importlib.metadata.metadata("detlab").get_all("Provides-Extra") or []
     for text in importlib.metadata.requires("detlab") or ():
         requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        marker = requirement.marker
+        optional = marker is not None and not marker.evaluate({"extra": ""})
+        if optional and not any(marker.evaluate({"extra": extra}) for extra in extras):
             continue
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            wrong.append((f"{requirement.name} is not installed", str(requirement)))
+            if not optional:
+                wrong.append((f"{requirement.name} is not installed", str(requirement)))
             continue
         if requirement.specifier.contains(version, prereleases=True):
-            fine.append(f"{requirement.name} {version}")
+            fine += [f"{requirement.name} {version}"] if f"{requirement.name} {version}" not in fine else []
         else:
             wrong.append((f"{requirement.name} {version} does not fit {requirement.specifier}", str(requirement)))
     if wrong:

@@ -110,11 +110,15 @@ def main(argv: list[str]) -> int:
 
 def _operating_lines(operating: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The thresholds that a checkpoint holds, by class."""
-    lines = [f"operating thresholds, best F1 at {operating['iou_type']} IoU 0.5 on the run's validation part:"]
+    by = "best F1" if operating["by"] == "f1" else str(operating["by"])
+    lines = [
+        f"operating thresholds, {by} at {operating['iou_type']} IoU 0.5 on the run's validation part; predict takes these:"
+    ]
     columns = (operating[field] for field in ("thresholds", "precision", "recall", "f1"))
     for name, threshold, precision, recall, f1 in zip(names, *columns, strict=True):
         if threshold is None:
-            lines.append(f"  {printable(name)}: nothing was found; 0.5 is taken")
+            why = "nothing was found" if by == "best F1" else "none gives it"
+            lines.append(f"  {printable(name)}: {why}; 0.5 is taken")
         else:
             lines.append(
                 f"  {printable(name)}: {threshold:.3f}  precision {precision:.3f}  recall {recall:.3f}  F1 {f1:.3f}"

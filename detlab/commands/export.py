@@ -9,6 +9,7 @@ import json
 import runpy
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,11 @@ def main(argv: list[str]) -> int:
         SystemExit: argparse's, on `--help` (0) and on arguments that it does not know (2).
     """
     arguments = _parser().parse_args(argv)
+    if arguments.format not in SUFFIXES:
+        raise UserError(
+            "--format torch_export: torch.export stops inside torchvision's detectors, where batched_nms asks whether there are "
+            "any boxes.\nTake onnx, or state_dict."
+        )
     if arguments.format == "onnx":
         _check_packages()
     # Only now: torch takes seconds, which --help should not.
@@ -73,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a checkpoint file")
-    parser.add_argument("--format", choices=list(SUFFIXES), default="onnx", help="onnx (the default) or state_dict")
+    parser.add_argument(
+        "--format",
+        choices=[*SUFFIXES, "torch_export"],
+        default="onnx",
+        help="onnx (the default), state_dict; torch_export says why not",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="NAME.onnx or NAME.pth; by default beside the checkpoint, called as it"
     )
@@ -103,8 +114,8 @@ def _files(out: Path | None, checkpoint: Path, form: str) -> list[Path]:
     model = out if out is not None else checkpoint.with_suffix(suffix)
     if model.suffix != suffix:
         raise UserError(f"--out: {model} is not allowed for --format {form}; its name must end in {suffix}.")
-    beside = [".json"] if form == "onnx" else [".json", ".py"]
-    return [model, *(model.with_suffix(each) for each in beside)]
+    card = model.with_name(f"{model.name}.json")
+    return [model, card] if form == "onnx" else [model, card, model.with_suffix(".py")]
 
 
 def _refuse(files: Sequence[Path], *, overwrite: bool) -> None:
@@ -136,6 +147,7 @@ class _Onnx:
     """A model as an ONNX file."""
 
     where = "onnxruntime"
+    loader = ""
     card: dict[str, Any]
 
     def __init__(self, detector: Detector) -> None:
@@ -177,7 +189,7 @@ class _StateDict:
     def __init__(self, detector: Detector, config: DictConfig) -> None:
         from detlab.exporting.plain import script_of
 
-        self.script = script_of(detector, config)
+        self.script, self.loader = script_of(detector, config)
         self.weights = detector.model.state_dict()
 
     def contents(self) -> list[bytes]:
@@ -220,6 +232,8 @@ def _export(form: _Onnx | _StateDict, detector: Detector, images: Sequence[Tenso
     beside = " and ".join(str(path) for path in files[1:])
     print(f"{files[0]}: {form}, {len(contents[0]) / 2**20:.0f} MiB; beside it {beside}")
     print(f"verified in {form.where} on {agreement}")
+    if form.loader:
+        print(f"what loads it, and with its imports {files[-1]}:\n\n{textwrap.indent(form.loader.strip(), '    ')}")
     return 0
 
 

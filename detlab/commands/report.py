@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     from detlab.analysis.report import Report, number
     from detlab.analysis.runs import find_runs
+    from detlab.sweeps import brief
     from detlab.untrusted import printable
 
     report = Report.of(arguments.folder, find_runs(arguments.folder), arguments.metric)
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     print(report.summary())
     for run in report.runs:
         if run.why:
-            print(printable(f"  {run.state}: {run.name}: {' '.join(run.why.split())}"))
+            print(printable(f"  {run.state}: {run.name}: {brief(run.why)}"))
     if report.ranked():
         value, best = report.ranked()[0]
         print(printable(f"best: {best.name}  {report.metric} {number(value)}"))

@@ -77,14 +77,14 @@ def _repeat_failed(sweep: Path, overrides: list[str], *, only_said: bool) -> int
 
     from detlab import run
     from detlab.preflight import overrides_parser
-    from detlab.sweeps import SETTLED, jobs_of
+    from detlab.sweeps import SETTLED, brief, jobs_of
 
     jobs = jobs_of(sweep, overrides_parser())
     left = [job for job in jobs if job.outcome.state not in SETTLED]
     at_work = sum(job.outcome.state == "at work" for job in jobs)
     print(f"{sweep}: {len(left)} of {len(jobs)} jobs to repeat" + (f", {at_work} at work now" if at_work else ""))
     for job in left:
-        why = f": {job.outcome.why}" if job.outcome.why else ""
+        why = f": {brief(job.outcome.why)}" if job.outcome.why else ""
         print(printable(f"  {job.folder.name}  {job.outcome.state}{why}"))
     if only_said or not left:
         return 0

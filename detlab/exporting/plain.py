@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pprint import pformat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -73,7 +73,14 @@ if __name__ == "__main__":
 """
 
 
-def script_of(detector: Detector, config: DictConfig) -> str:
+class Script(NamedTuple):
+    """A script, and of it the lines that build the model and load its weights."""
+
+    text: str
+    loader: str
+
+
+def script_of(detector: Detector, config: DictConfig) -> Script:
     """A Python script that builds the detector of torchvision's modules alone and loads the file of its name with `.pth`.
 
     Args:
@@ -96,10 +103,11 @@ def script_of(detector: Detector, config: DictConfig) -> str:
         _assigned("names", list(detector.class_map.names)),
         _assigned("thresholds", [round(score, 6) for score in detector.operating.tolist()]),
     ]
-    body = "\n".join(lines) + _LOAD + "\n".join(lists) + "\n" + _USE
+    loader = "\n".join(lines) + _LOAD
+    body = loader + "\n".join(lists) + "\n" + _USE
     imports = [line for name, line in _IMPORTS.items() if name in body] + imports
     head = f'"""A detector of torchvision\'s modules, written by detlab {__version__}: python THIS.py IMAGE, or import detect."""'
-    return "\n".join([head, "", *imports, "", body])
+    return Script("\n".join([head, "", *imports, "", body]), loader)
 
 
 def _foreign(where: str, target: Any) -> UserError:

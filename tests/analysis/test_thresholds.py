@@ -71,6 +71,13 @@ def test_a_checkpoints_record_stands_in_the_order_of_the_labels_and_holds_plain_
     }
 
 
+def test_a_checkpoints_record_may_be_of_a_wanted_precision_and_says_so() -> None:
+    record = record_of(*CURVE, "bbox", ClassMap(("cat", "dog"), (4, 2)), sigmas=None, precision=0.9)
+    assert record["by"] == "precision 0.9"
+    assert record["thresholds"] == [pytest.approx(0.75), None]  # the two at 0.9 and 0.8 are right, the next is not
+    assert record["precision"] == [1.0, None]
+
+
 def test_what_lies_in_a_crowd_region_does_not_move_the_threshold() -> None:
     truth, rows = CURVE
     region = {"id": 9, "image_id": 1, "category_id": 4, "bbox": [50, 0, 40, 8], "iscrowd": 1}

@@ -107,7 +107,7 @@ def test_the_lines_are_cocos_for_each_type_and_say_what_was_scored_on_what(
     assert lines[1] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000"
     assert lines[25] == " Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = nan"
     assert lines[26:] == [
-        "operating thresholds, best F1 at segm IoU 0.5 on the run's validation part:",
+        "operating thresholds, best F1 at segm IoU 0.5 on the run's validation part; predict takes these:",
         "  pedestrian: 0.500  precision 1.000  recall 1.000  F1 1.000",
     ]
 

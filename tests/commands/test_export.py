@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,19 @@ def test_a_state_dict_comes_with_a_script_that_gives_the_same_predictions(
     run = runs.untrained(base, name, *overrides)
     out = tmp_path / "weights.pth"
     assert exported(run, out, photos, "--format", "state_dict") == 0
-    assert "verified in torchvision's modules alone on 2 image(s), " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "verified in torchvision's modules alone on 2 image(s), " in said
+    loader = textwrap.dedent(said.partition("weights.py:\n\n")[2])
+    assert loader.endswith("weights_only=True))\nmodel.eval()\n")
+    assert loader in out.with_suffix(".py").read_text()
+    assert len(loader.splitlines()) < 30
     weights = torch.load(out, weights_only=True)
     theirs = read(run)["model"]
     assert weights.keys() == theirs.keys()
     assert all(torch.equal(weights[key], theirs[key]) for key in weights)
     script = out.with_suffix(".py").read_text()
     assert "detlab" not in "".join(line for line in script.splitlines() if "import" in line and '"""' not in line)
-    card = json.loads(out.with_suffix(".json").read_text())
+    card = json.loads(Path(f"{out}.json").read_text())
     assert card["classes"] == {"1": "dog", "2": "cat"}
     assert card["thresholds"] == {"1": pytest.approx(0.4), "2": 0.5}
     assert card["thresholds_from"] == read(run)["operating"]
@@ -208,6 +214,21 @@ def test_a_mistake_is_told_in_a_line_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["there.py"]
 
 
+def test_torch_export_is_refused_with_the_reason(capsys: Any) -> None:
+    assert cli.main(["export", "anything", "--format", "torch_export"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("detlab: --format torch_export: torch.export stops inside torchvision's detectors")
+    assert len(said.splitlines()) == 2
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # torch.export's
+def test_torch_export_still_stops_where_is_said(base: Path) -> None:
+    detector = detlab.load(runs.untrained(base, "one-map", *ONE_MAP), device="cpu", threshold=None)
+    with pytest.raises(Exception, match=r"batched_nms|data-dependent|GuardOnDataDependent"):
+        torch.export.export(detector.model.eval(), ([torch.rand(3, 96, 96)],), strict=False)
+
+
 def test_images_in_which_nothing_is_found_verify_nothing(base: Path, tmp_path: Path, photos: Path, capsys: Any) -> None:
     run = runs.untrained(base, "blind", *ONE_MAP, "model.box_score_thresh=0.999")
     assert exported(run, tmp_path / "a.pth", photos, "--format", "state_dict") == 1
@@ -227,7 +248,7 @@ def test_a_mask_rcnn_is_written_verified_and_says_what_it_is(
     out = tmp_path / "model.onnx"
     assert exported(run, out, photos) == 0
     assert "verified in onnxruntime on 2 image(s), " in capsys.readouterr().out
-    card = json.loads(out.with_suffix(".json").read_text())
+    card = json.loads(Path(f"{out}.json").read_text())
     assert (card["min_size"], card["max_size"], card["opset"]) == (72, 96, 17)
     model = onnx.load(str(out))
     assert {prop.key: json.loads(prop.value) for prop in model.metadata_props} == card
@@ -281,4 +302,4 @@ def test_other_detectors_of_the_config_go_to_onnx_and_to_torchvision(
 ) -> None:
     run = runs.untrained(base, name, *overrides)
     assert exported(run, tmp_path / "a.onnx", photos) == 0
-    assert exported(run, tmp_path / "b.pth", photos, "--format", "state_dict") == 0
+    assert exported(run, tmp_path / "a.pth", photos, "--format", "state_dict") == 0  # beside each other

@@ -164,6 +164,29 @@ def test_the_commands_that_it_says_work_letter_by_letter(tmp_path: Path, capsys:
     typed(tmp_path / "p", capsys.readouterr().out)
 
 
+@pytest.mark.slow
+def test_the_tour_of_the_readme_works_letter_by_letter(tmp_path: Path) -> None:
+    write_coco(tmp_path, count=30)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = readme.partition("### From your images to a model")[2].split("\n\n")[2]
+    lines = [line.split("  #")[0].strip() for line in block.splitlines()]
+    assert 8 <= len(lines) <= 9  # and cd: ten commands at most
+    assert lines[0].endswith(" && cd animals")
+    for line in lines:
+        command = shlex.split(line.removesuffix(" && cd animals"))
+        assert command[0] == "detlab"
+        short = ["debug=smoke"] if command[1] == "train" else []
+        folder = tmp_path if command[1] == "init" else tmp_path / "animals"
+        done = call(folder, "detlab.cli", *command[1:], *short)
+        # Of a model that has hardly learnt there may be nothing to verify a file on.
+        nothing_found = command[1] == "export" and "no object was found" in done.stderr
+        assert done.returncode == 0 or nothing_found, done.stdout + done.stderr
+    made = {path.name for path in (tmp_path / "animals").iterdir()}
+    assert {"show", "outputs", "errors", "pictures"} <= made
+    assert len(list((tmp_path / "animals" / "pictures").glob("*.png"))) == 30
+    assert (tmp_path / "animals" / "outputs" / "report.html").is_file()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("own", [True, False], ids=["a COCO file", "drawn"])
 def test_the_project_passes_its_own_test(own: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

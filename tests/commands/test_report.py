@@ -222,8 +222,9 @@ def test_a_mistake_is_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280], ids=["phone", "desktop"])
 def test_chromium_shows_a_real_run_s_page_without_an_error(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str], width: int
 ) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -233,7 +234,7 @@ def test_chromium_shows_a_real_run_s_page_without_an_error(
     page = (tmp_path / "report.html").read_text()
     assert "data:image/jpeg;base64," in page
     command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=390,900",
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900",
         f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/report.html",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

@@ -84,8 +84,10 @@ A project of detlab, begun by `detlab init`. All commands are typed in this fold
     detlab train experiment=first debug=smoke         # the whole run, small, in under a minute
     detlab train experiment=first hydra.run.dir=outputs/first
     tensorboard --logdir outputs                      # curves and pictures, also while it trains
-    detlab evaluate outputs/first                     # its numbers again
+    detlab evaluate outputs/first --errors --out errors   # its numbers again; errors/errors.html: what it still gets wrong
     detlab predict outputs/first @PHOTOS@ --out pictures
+    detlab report outputs                             # outputs/report.html: all runs side by side
+    detlab export outputs/first                       # an ONNX file, for where detlab is not
 
 | file | what |
 |---|---|
@@ -102,7 +104,7 @@ Any value can be changed on the command line (`optimizer.lr=0.0005`, `epochs=20`
 (`detlab train -m experiment=first optimizer.lr=0.0003,0.001`); `detlab train --help` shows the groups, `--cfg job` all keys.
 """
 
-IGNORED = "outputs/\nshow/\npictures/\n__pycache__/\n.pytest_cache/\n"
+IGNORED = "outputs/\nshow/\nerrors/\npictures/\n__pycache__/\n.pytest_cache/\n"
 # Steps of 2 images from scratch in which a small set is learnt to some use, and how often they are evaluated.
 _STEPS, _EVALUATIONS = 400, 5
 _VAL_SIZE = 0.2
