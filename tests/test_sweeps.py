@@ -196,6 +196,27 @@ def test_a_job_too_large_for_every_machine_of_rays_is_refused(app: list[str]) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_a_queue_that_takes_no_job_is_told_in_two_lines(
+    app: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needs("submitit_slurm")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("srun", "sbatch"):
+        (commands / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: Unable to contact slurm controller' >&2\nexit 1\n"
+        )
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    done = do(app, "train", "-m", "hydra/launcher=submitit_slurm", "optimizer.lr=0.1,0.2", "hydra.sweep.dir=s")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert (
+        "detlab: SLURM took no job: sbatch: error: Unable to contact slurm controller\nIs it up (sinfo)" in done.stderr
+    )
+
+
 OPTUNA = (
     "train", "-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log, interval(0.0001, 0.1))",
     "optimizer.weight_decay=choice(0,0.0005)", "hydra.sweeper.n_startup_trials=2",
