@@ -102,7 +102,7 @@ def packages() -> Finding:
         requirement = Requirement(text)
         marker = requirement.marker
         optional = marker is not None and not marker.evaluate({"extra": ""})
-        if optional and not any(marker.evaluate({"extra": extra}) for extra in extras):
+        if marker is not None and optional and not any(marker.evaluate({"extra": extra}) for extra in extras):
             continue
         try:
             version = importlib.metadata.version(requirement.name)

@@ -178,9 +178,9 @@ def test_the_tour_of_the_readme_works_letter_by_letter(tmp_path: Path) -> None:
         short = ["debug=smoke"] if command[1] == "train" else []
         folder = tmp_path if command[1] == "init" else tmp_path / "animals"
         done = call(folder, "detlab.cli", *command[1:], *short)
-        # Of a model that has hardly learnt there may be nothing to verify a file on.
-        nothing_found = command[1] == "export" and "no object was found" in done.stderr
-        assert done.returncode == 0 or nothing_found, done.stdout + done.stderr
+        # The objects of a model that has hardly learnt are as good as drawn, if there are any: a file need not be verified by them.
+        refused = command[1] == "export" and "detlab: not written, since it is not verified" in done.stderr
+        assert done.returncode == 0 or refused, done.stdout + done.stderr
     made = {path.name for path in (tmp_path / "animals").iterdir()}
     assert {"show", "outputs", "errors", "pictures"} <= made
     assert len(list((tmp_path / "animals" / "pictures").glob("*.png"))) == 30
