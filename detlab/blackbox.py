@@ -75,6 +75,7 @@ class BlackBox:
             "step": failed.step,
             "lr": failed.lr,
             "precision": failed.device.precision,
+            "channels_last": failed.device.channels_last,
             "iou_types": list(failed.iou_types),
             "losses": {name: float(value) for name, value in failed.losses.items()},
             "gradient_norms": gradient_norms(failed.model),

@@ -55,17 +55,22 @@ AUTO = "auto"
 MAX_COMBINATIONS = 64
 MAX_SWEPT_VALUES = 1000
 
-_COUNT: Rule = ("a whole number from 1", lambda value: isinstance(value, int) and value >= 1)
+
+def _whole_from(least: int) -> Rule:
+    return f"a whole number from {least}", lambda value: type(value) is int and value >= least
+
+
 # Of our sweepers and launchers, by their _target_.
 PLUGIN_RULES: dict[str, dict[str, Rule]] = {
     "hydra_plugins.detlab.Optuna": {
         "direction": ("maximize, minimize", lambda value: value in ("maximize", "minimize")),
-        "n_trials": _COUNT,
-        "n_jobs": _COUNT,
-        "n_startup_trials": ("a whole number from 0", lambda value: isinstance(value, int) and value >= 0),
+        "n_trials": _whole_from(1),
+        "n_jobs": _whole_from(1),
+        "n_startup_trials": _whole_from(0),
+        "seed": _whole_from(0),
     },
     "hydra_plugins.detlab.Joblib": {
-        "n_jobs": ("auto, -1, a whole number from 1", lambda value: value in ("auto", -1) or _COUNT[1](value)),
+        "n_jobs": ("auto, -1, a whole number from 1", lambda value: value in ("auto", -1) or _whole_from(1)[1](value)),
     },
 }
 

@@ -20,6 +20,8 @@ HARMLESS = (
     "name", "tags", "workers", "timeout", "log_every", "histograms", "operating_precision", "profile", "max_minutes",
     "max_skipped", "patience", "stop_at", "checkpoint", "resume", "resume_anyway", "allow", "dataset.cache", "keep_freed_memory",
 )  # fmt: skip
+# Those of them that say when it ends.
+STOPPING = ("max_minutes", "max_skipped", "patience", "stop_at")
 # Keys that say where something lies. A state has the weights, and which data it goes on with tells their fingerprint.
 PLACES = (
     "model.weights", "dataset.root", "dataset.url", "dataset.md5", "dataset.data", "dataset.split_file",
@@ -30,7 +32,8 @@ LENGTH = ("epochs", "max_steps")
 # What runs did whose configurations are from before there was the key.
 BEFORE = {
     "model.rpn_sampled_gradient": True, "model.rpn_batched": None, "model.masks_in_boxes": True, "model.size_divisible": 32,
-    "channels_last": None, "model.backbone.fold_norms": True, "model.keypoint_roi_pool": None, "model.keypoint_layers": None,
+    "channels_last": None, "operating_precision": None,
+    "model.backbone.fold_norms": True, "model.keypoint_roi_pool": None, "model.keypoint_layers": None,
 }  # fmt: skip
 
 Changes = dict[str, tuple[Any, Any]]

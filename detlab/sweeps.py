@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,8 @@ def note_failure(folder: Path, error: Exception, overrides: list[str], status: i
 
 def brief(why: str) -> str:
     """A failure's reason in part of a line; the whole of it is in the job's folder."""
-    return textwrap.shorten(why, 200, placeholder=" ...")
+    said = " ".join(why.split())
+    return said if len(said) <= 200 else f"{said[:196]} ..."
 
 
 def outcome_of(folder: Path) -> Outcome:

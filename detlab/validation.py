@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from detlab.pictures import comparison_of
 from detlab.stopping import RunStopping
 from detlab.structures import DetectionDataset, IouType
 from detlab.writer import CURVE_SCORES, Writer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,15 @@ class Validation:
         iou_type, keypoints = self.cfg.objective.partition("/")[0], self.dataset.keypoints
         sigmas = keypoints.sigmas if keypoints is not None else None
         truth, wanted = self.dataset.ground_truth(), self.cfg.operating_precision
-        return record_of(truth, results, iou_type, self.dataset.class_map, sigmas=sigmas, precision=wanted)
+        record = record_of(truth, results, iou_type, self.dataset.class_map, sigmas=sigmas, precision=wanted)
+        without = [
+            name for name, one in zip(self.dataset.class_map.names, record["thresholds"], strict=True) if one is None
+        ]
+        if wanted is not None and without:
+            log.warning(
+                "operating_precision: no threshold gives %s a precision of %g; 0.5 is taken", ", ".join(without), wanted
+            )
+        return record
 
     def _curves(self) -> dict[str, Any]:
         """What precision-recall curves are drawn from, by type; where everything was gathered, by an evaluator that can tell."""

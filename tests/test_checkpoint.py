@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from detlab import resumption, storage
+from detlab.analysis.thresholds import record_of
 from detlab.checkpoint import Checkpoints, Origin, Position, TrainingState, read, resumed_from
 from detlab.data.fingerprint import fingerprint
 from detlab.data.pennfudan import pennfudan as pennfudan_data
@@ -139,7 +140,8 @@ def test_a_run_of_before_there_was_a_key_goes_on_where_the_key_says_what_it_did(
 
 def test_what_was_done_before_there_was_a_key_is_the_default_of_what_is_built() -> None:
     signatures = {"": select_device, "model": rcnn, "model.backbone": backbone}
-    defaults = {node: inspect.signature(made).parameters for node, made in signatures.items()}
+    defaults = {node: dict(inspect.signature(made).parameters) for node, made in signatures.items()}
+    defaults[""]["operating_precision"] = inspect.signature(record_of).parameters["precision"]
     for key, value in resumption.BEFORE.items():
         node, _, name = key.rpartition(".")
         assert defaults[node][name].default == value

@@ -296,6 +296,11 @@ def test_what_is_not_installed_is_said_in_two_lines(monkeypatch: pytest.MonkeyPa
             r"hydra\.sweeper\.n_trials: 0 is not allowed",
         ),
         (
+            ["seed=1,2", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=true"],
+            r"hydra\.sweeper\.n_jobs: True is not allowed",
+        ),
+        (["seed=1,2", "hydra/sweeper=optuna", "hydra.sweeper.seed=x"], r"hydra\.sweeper\.seed: 'x' is not allowed"),
+        (
             ["seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
             r"hydra\.launcher\.n_jobs: 0 is not allowed",
         ),
@@ -318,6 +323,7 @@ def test_a_sweep_of_nothing_and_a_plugins_wrong_value_are_told_before_it_begins(
 
 
 def test_a_long_reason_is_told_in_part() -> None:
+    assert brief("x: " + "/long" * 100).startswith("x: /long/long")
     assert brief("short\nenough") == "short enough"
     assert brief("word " * 100).endswith(" ...")
     assert len(brief("word " * 100)) <= 200

@@ -32,11 +32,15 @@ CONTESTANTS: dict[str, tuple[Callable[..., Contestant], Callable[..., Contestant
 UNITS = {"train": "training step", "predict": "image", "evaluate": "round", "masks": "round", "start": "start"}
 # What the plain loop, the tutorial's, does not do otherwise.
 PLAIN: dict[str, Any] = {
-    "augmentation": {"_target_": "detlab.data.transforms.Flip", "p": 0.5},
+    "augmentation._target_": "detlab.data.transforms.Flip",
+    "augmentation.p": 0.5,
     "accumulate": 1,
     "clip_grad_norm": None,
+    "ema": None,
     "optimizer.groups": None,
 }
+# What choices are called that these are the `_target_` of.
+CHOICES = {"augmentation": "flip", "optimizer": "sgd"}
 # How far two sides' numbers may lie apart: they may add in another order.
 TOLERANCE = 1e-6
 
@@ -60,7 +64,7 @@ def measured(cfg: DictConfig, overrides: Sequence[str], settings: Settings, *, q
         BenchmarkFailedError: a side failed.
     """
     if settings.work in ("train", "start"):
-        _check_plain(cfg)
+        _check_plain(cfg, settings.work)
     device = select_device(cfg.device, cfg.precision)
     if settings.work == "growth":
         report = growth.measured(cfg, overrides, settings, quiet=quiet)
@@ -74,19 +78,21 @@ def measured(cfg: DictConfig, overrides: Sequence[str], settings: Settings, *, q
     }
 
 
-def _check_plain(cfg: DictConfig) -> None:
+def _check_plain(cfg: DictConfig, work: str) -> None:
     """Refuse what the plain loop does not do, so that both sides do the same.
 
     Raises:
         UserError: names the key.
     """
-    for key, only in PLAIN.items():
-        value = _plain(OmegaConf.select(cfg, key))
+    only_at_start = {"optimizer._target_": "torch.optim.SGD"} if work == "start" else {}
+    for key, only in {**PLAIN, **only_at_start}.items():
+        value = OmegaConf.select(cfg, key)
         if value != only:
-            allowed = "flip" if key == "augmentation" else _as_typed(only)
-            said = _as_typed(value.get("_target_") if isinstance(value, dict) and "_target_" in value else value)
+            group = key.partition("._target_")[0]
+            allowed = CHOICES[group] if group in CHOICES else _as_typed(only)
             raise UserError(
-                f"{key}: {said} is not allowed; the plain loop knows {key}={allowed} alone, and both do the same."
+                f"{group}: {_as_typed(_plain(value))} is not allowed; the plain loop knows {group}={allowed} alone, "
+                "and both do the same."
             )
 
 

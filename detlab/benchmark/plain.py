@@ -58,7 +58,9 @@ class TutorialDataset(Dataset[Any]):
         self.dataset = dataset
         self.fields = [FIELD_OF[iou_type] for iou_type in iou_types]
         flip = v2.RandomHorizontalFlip(0.5) if "keypoints" not in self.fields else FlipWithKeypoints(dataset.keypoints)
-        self.transforms = v2.Compose([*[flip] * train, v2.ToDtype(torch.float, scale=True), v2.ToPureTensor()])
+        self.transforms = v2.Compose(
+            [*([flip] if train else []), v2.ToDtype(torch.float, scale=True), v2.ToPureTensor()]
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)

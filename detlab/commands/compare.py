@@ -166,7 +166,7 @@ def _of_runs(arguments: argparse.Namespace) -> _Inputs:
         raise UserError("--sigmas: belongs to --ground-truth; a run's data set has its own.")
     a, b = FinishedRun.read(arguments.a), FinishedRun.read(arguments.b)
     dataset, (truth, other) = ground_truths((a, b), arguments.overrides)
-    from detlab.resumption import HARMLESS, changes, plain
+    from detlab.resumption import HARMLESS, STOPPING, changes, plain
 
     configs = plain(a.config), plain(b.config)
     return _Inputs(
@@ -177,7 +177,7 @@ def _of_runs(arguments: argparse.Namespace) -> _Inputs:
         (a, b),
         changes(*configs, passed_over=()),
         _facts(a, b),
-        set(changes(*configs, passed_over=HARMLESS)) == {"seed"},
+        set(changes(*configs, passed_over=tuple(key for key in HARMLESS if key not in STOPPING))) == {"seed"},
     )
 
 

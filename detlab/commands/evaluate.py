@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     cfg = compose_again(state["overrides"], arguments.overrides, taken=TAKEN, source=str(path))
     check(cfg)
     keep_freed_memory(cfg.keep_freed_memory)
-    device = engine.select_device(cfg.device, cfg.precision, cfg.get("channels_last"))
+    device = engine.select_device(cfg.device, cfg.precision, cfg.channels_last)
     dataset = build(cfg.dataset, group="dataset", allow=cfg.allow, part=arguments.part)
     if not len(dataset):
         raise UserError(f"--part: the part {arguments.part!r} of the data set has no images.")
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 def _operating_lines(operating: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The thresholds that a checkpoint holds, by class."""
-    by = "best F1" if operating["by"] == "f1" else str(operating["by"])
+    by = "best F1" if operating["by"] == "f1" else f"lowest with a {operating['by'].replace(' ', ' of ')}"
     lines = [
         f"operating thresholds, {by} at {operating['iou_type']} IoU 0.5 on the run's validation part; predict takes these:"
     ]

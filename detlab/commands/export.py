@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     # What a file's model gives for one image, uint8 `[3, H, W]`: `boxes`, `labels`, `scores`, and more; tensors or arrays.
     Model = Callable[[Tensor], Mapping[str, Any]]
 
+ITS_WEIGHTS = 'Path(__file__).with_suffix(".pth")'  # as the script names the file beside it
 IMAGES = 20  # that a file is verified on
 SUFFIXES = {"onnx": ".onnx", "state_dict": ".pth"}
 
@@ -233,7 +234,8 @@ def _export(form: _Onnx | _StateDict, detector: Detector, images: Sequence[Tenso
     print(f"{files[0]}: {form}, {len(contents[0]) / 2**20:.0f} MiB; beside it {beside}")
     print(f"verified in {form.where} on {agreement}")
     if form.loader:
-        print(f"what loads it, and with its imports {files[-1]}:\n\n{textwrap.indent(form.loader.strip(), '    ')}")
+        loader = form.loader.replace(ITS_WEIGHTS, repr(str(files[0])))
+        print(f"what loads it, and with its imports {files[-1]}:\n\n{textwrap.indent(loader.strip(), '    ')}")
     return 0
 
 

@@ -80,7 +80,7 @@ def replay(path: Path, *, device: str) -> dict[str, Any]:
         )
     crash = state["crash"]
     model = model_of(state, path, ())[0].train()
-    place = select_device(device, crash["precision"])
+    place = select_device(device, crash["precision"], crash["channels_last"] if "channels_last" in crash else None)
     place.place(model)
     losses: list[dict[str, Tensor]] = []
     backward: str | None = None

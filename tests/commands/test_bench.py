@@ -314,8 +314,10 @@ def test_the_plain_mirror_of_keypoints_is_torchvisions_reference() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("augmentation=crop", "augmentation: .* is not allowed; the plain loop knows augmentation=flip alone"),
-        ("augmentation=none", "augmentation: .* is not allowed; the plain loop knows augmentation=flip alone"),
+        ("augmentation=crop", r"augmentation: \S+ is not allowed; the plain loop knows augmentation=flip alone"),
+        ("augmentation=none", r"augmentation: \S+ is not allowed; the plain loop knows augmentation=flip alone"),
+        ("augmentation.p=0.3", "augmentation.p: 0.3 is not allowed; the plain loop knows augmentation.p=0.5 alone"),
+        ("ema=0.9", "ema: 0.9 is not allowed; the plain loop knows ema=null alone"),
         ("accumulate=2", "accumulate: 2 is not allowed; the plain loop knows accumulate=1 alone"),
         ("clip_grad_norm=1", "clip_grad_norm: .* is not allowed; the plain loop knows clip_grad_norm=null alone"),
         (

@@ -137,15 +137,15 @@ def test_two_seeds_of_the_same_settings_are_not_told_apart_however_far_their_wei
             config.write_text(
                 re.sub(
                     r"^seed: 0$",
-                    "seed: 1\ntags: [other]",
-                    config.read_text().replace("lr: 0.5", "lr: 0.001"),
+                    "seed: 1",
+                    config.read_text().replace("lr: 0.5", "lr: 0.001").replace("\ntags: []\n", "\ntags: [other]\n"),
                     flags=re.M,
                 )
             )
     status, said, _ = compare("all", "half", "--out", "out", "--json", "--no-pictures", capsys=capsys)
     content = json.loads(said)
     assert status == 0
-    assert content["config"]["seed"] == [0, 1]
+    assert content["config"] == {"seed": [0, 1], "tags": [[], ["other"]]}
     assert content["seeds_alone"]
     assert not any(interval["told_apart"] for interval in content["intervals"].values())
     assert all("settings cannot be told apart" in verdict for verdict in content["verdicts"])
