@@ -16,7 +16,8 @@ from detlab.untrusted import csv_cell
 
 # Overrides that tell runs of one kind apart, and change nothing that is compared.
 CHANCE = ("seed",)
-WORDS = ("name", "tags")
+# What a run is called, and how it went on: no settings.
+WORDS = ("name", "tags", "resume", "resume_anyway")
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,16 @@ def test_runs_equal_but_for_their_seed_are_averaged_and_one_alone_has_no_spread(
     assert "nothing is known about the spread" in (sweep / "report.html").read_text()
 
 
+def test_a_run_that_was_resumed_is_no_setting_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "0", "optimizer.lr=0.1", "seed=0", values=(0.1,))
+    write_run(tmp_path / "1", "optimizer.lr=0.1", "seed=1", "resume=1", "resume_anyway=true", values=(0.3,))
+    write_run(tmp_path / "2", "optimizer.lr=0.2", "seed=0", values=(0.2,))
+    reported(tmp_path, capsys)
+    said = (tmp_path / "report.md").read_text()
+    assert "resume" not in said.partition("| run |")[2]
+    assert "| 0.1 | 2 | 0.2 |" in said
+
+
 def test_runs_that_are_damaged_unfinished_or_failed_are_named_and_hide_no_other(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
