@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -424,6 +425,7 @@ def operating_of(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
     record, count = state["operating"], len(state["class_map"]["names"])
     fields = ("thresholds", "precision", "recall", "f1")
     whole = isinstance(record, dict) and {"iou_type", "by", *fields} <= record.keys()
+    whole = whole and re.fullmatch(r"f1|precision [\d.e-]+", str(record["by"])) is not None
     lists = [record[field] for field in fields] if whole else [None]
     if not all(isinstance(values, list) and len(values) == count and all(map(_is_part, values)) for values in lists):
         raise UserError(f"{path}: damaged: its operating thresholds are none of its {count} class(es).")

@@ -603,8 +603,8 @@ def _plugin_value_faults(cfg: DictConfig) -> list[str]:
     faults = []
     for part in ("sweeper", "launcher"):
         node = OmegaConf.select(cfg, f"hydra.{part}")
-        rules = PLUGIN_RULES.get(OmegaConf.select(cfg, f"hydra.{part}._target_"), {})
-        for key, (allowed, fits) in rules.items():
+        target = OmegaConf.select(cfg, f"hydra.{part}._target_")
+        for key, (allowed, fits) in (PLUGIN_RULES[target] if target in PLUGIN_RULES else {}).items():
             if not fits(value := OmegaConf.select(node, key)):
                 faults.append(f"hydra.{part}.{key}: {value!r} is not allowed; allowed: {allowed}.")
     return faults

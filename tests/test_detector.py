@@ -147,10 +147,16 @@ def test_by_default_the_threshold_is_that_of_the_class_and_one_half_where_the_ch
         assert detlab.load(path).operating.tolist() == [0.5]
 
 
-@pytest.mark.parametrize("damaged", [[0.5, 0.5], [2.0], [float("nan")], ["0.5"], 0.5])
-def test_thresholds_that_are_none_are_refused(run: Path, tmp_path: Path, damaged: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "damaged"),
+    [
+        *(("thresholds", value) for value in ([0.5, 0.5], [2.0], [float("nan")], ["0.5"], 0.5)),
+        *(("by", value) for value in (7, "precision", "\x1b[2J")),
+    ],
+)
+def test_thresholds_that_are_none_are_refused(run: Path, tmp_path: Path, field: str, damaged: Any) -> None:
     state = read(run / "checkpoints/best.pt")
-    torch.save({**state, "operating": {**state["operating"], "thresholds": damaged}}, tmp_path / "mine.pt")
+    torch.save({**state, "operating": {**state["operating"], field: damaged}}, tmp_path / "mine.pt")
     with pytest.raises(UserError, match=r"mine\.pt: damaged: its operating thresholds are none of its 1 class"):
         detlab.load(tmp_path / "mine.pt")
 

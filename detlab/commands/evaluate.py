@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 def _operating_lines(operating: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The thresholds that a checkpoint holds, by class."""
-    by = "best F1" if operating["by"] == "f1" else f"lowest with a {operating['by'].replace(' ', ' of ')}"
+    by = "best F1" if operating["by"] == "f1" else f"lowest with a precision of {operating['by'].split()[1]}"
     lines = [
         f"operating thresholds, {by} at {operating['iou_type']} IoU 0.5 on the run's validation part; predict takes these:"
     ]
